@@ -1,0 +1,82 @@
+// zmlx/ops/op.h: what an op is: its reference in MLX, its kernels, its cases. One file an op; the registry finds them.
+#pragma once
+
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "mlx/array.h"
+#include "zmlx/ops/attrs.h"
+#include "zmlx/runtime/team.h"
+#include "zmlx/runtime/tensor.h"
+
+namespace zmlx {
+
+namespace mx = mlx::core;
+using Arrays = std::vector<mx::array>;
+
+/// One execution of a kernel. Tensors are row-contiguous; nothing may be allocated.
+struct Call {
+  std::span<const Tensor> in;
+  std::span<const Tensor> out;
+  std::byte* scratch = nullptr; // Op::cpu's scratch bytes, 64-byte aligned, shared by the members
+};
+
+/// A kernel made ready for given types and attributes: every member of the team calls `run` with its own Member.
+/// It may use barriers; on return a member's own part is done, and the executor puts a barrier after it.
+struct CpuKernel {
+  std::function<void(const Call&, Member&)> run;
+  size_t scratch = 0; // bytes of shared scratch memory
+};
+
+/// One example of an op, from which its tests and benchmarks are made.
+struct Case {
+  std::string name;
+  /// Input arrays with floating-point activations of this dtype.
+  std::function<Arrays(mx::Dtype)> inputs;
+  Attrs attrs;
+};
+
+using Types = std::vector<Type>;
+
+struct Op {
+  std::string name;
+  std::vector<std::string> args; // names of the inputs, in order; "*rest" for a variable number
+  std::string doc; // one paragraph: shapes, dtypes, formula and its source
+  /// Output types from input types; throws std::invalid_argument in words for inputs that do not fit.
+  std::function<Types(const Types&, const Attrs&)> types;
+  /// The op in plain MLX: its oracle, its baseline, its default gradient, and what runs where there is no kernel.
+  std::function<Arrays(const Arrays&, const Attrs&)> reference;
+  /// The CPU kernel for these input types; an empty `run` when it has none for them.
+  std::function<CpuKernel(const Types& in, const Types& out, const Attrs&)> cpu;
+  /// Outputs that share the memory of an input: {output, input}. The kernel finds the input's contents there already.
+  std::vector<std::pair<int, int>> in_place;
+  std::vector<Case> cases;
+};
+
+/// All ops, sorted by name.
+const std::vector<const Op*>& all_ops();
+/// The op of that name, or nullptr.
+const Op* find_op(std::string_view name);
+
+/// Builds and registers an op; see ZMLX_OP.
+class OpBuilder {
+ public:
+  explicit OpBuilder(std::string name);
+  OpBuilder& args(std::vector<std::string> names);
+  OpBuilder& doc(std::string text);
+  OpBuilder& types(decltype(Op::types) fn);
+  OpBuilder& reference(decltype(Op::reference) fn);
+  OpBuilder& cpu(decltype(Op::cpu) fn);
+  OpBuilder& in_place(int output, int input);
+  OpBuilder& cases(std::vector<Case> list);
+
+ private:
+  Op& op_;
+};
+
+} // namespace zmlx
+
+/// Registers the op `name` from its own file: ZMLX_OP(swiglu).args({...}).reference(...)...;
+#define ZMLX_OP(name) static const ::zmlx::OpBuilder registered_##name = ::zmlx::OpBuilder(#name)

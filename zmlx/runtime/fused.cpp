@@ -1,0 +1,220 @@
+// zmlx/runtime/fused.cpp: the primitive behind apply().
+#include "zmlx/runtime/fused.h"
+
+#include "mlx/allocator.h"
+#include "mlx/backend/cpu/encoder.h"
+#include "mlx/ops.h"
+#include "mlx/transforms.h"
+#include "mlx/transforms_impl.h"
+#include "zmlx/graph/capture.h"
+#include "zmlx/runtime/error.h"
+
+namespace zmlx {
+namespace {
+
+Types types_of(const Arrays& arrays) {
+  Types out;
+  for (auto& a : arrays) {
+    out.push_back(type_of(a));
+  }
+  return out;
+}
+
+class Fused : public mx::Primitive {
+ public:
+  Fused(mx::Stream s, const Op& op, Attrs attrs) : Primitive(s), op_(op), attrs_(std::move(attrs)) {}
+
+  void eval_cpu(const Arrays& inputs, Arrays& outputs) override;
+  void eval_gpu(const Arrays& inputs, Arrays& outputs) override;
+
+  Arrays jvp(const Arrays& primals, const Arrays& tangents, const std::vector<int>& argnums) override;
+  Arrays vjp(
+      const Arrays& primals,
+      const Arrays& cotangents,
+      const std::vector<int>& argnums,
+      const Arrays& outputs) override;
+  std::pair<Arrays, std::vector<int>> vmap(const Arrays& inputs, const std::vector<int>& axes) override;
+
+  const char* name() const override {
+    return op_.name.c_str();
+  }
+  bool is_equivalent(const mx::Primitive& other) const override {
+    auto state = fused_state(other);
+    return state && state->op == &op_ && *state->attrs == attrs_;
+  }
+  std::vector<mx::Shape> output_shapes(const Arrays& inputs) override {
+    std::vector<mx::Shape> shapes;
+    for (auto& type : op_.types(types_of(inputs), attrs_)) {
+      shapes.push_back(mlx_shape(type.shape));
+    }
+    return shapes;
+  }
+  const Op& op() const {
+    return op_;
+  }
+  const Attrs& attrs() const {
+    return attrs_;
+  }
+
+ private:
+  const Op& op_;
+  Attrs attrs_;
+};
+
+/// What a task needs on the stream's thread; tensors point into arrays that MLX keeps alive until the task has run.
+struct Task {
+  CpuKernel kernel;
+  std::vector<Tensor> in;
+  std::vector<Tensor> out;
+  std::byte* scratch = nullptr;
+
+  void operator()() const {
+    Call call{in, out, scratch};
+    Team::instance().run([&](Member& member) { kernel.run(call, member); });
+  }
+};
+
+Tensor tensor_of(const mx::array& a) {
+  return {const_cast<char*>(a.data<char>()), type_of(a)};
+}
+
+/// Copies a strided array element by element into row-contiguous memory.
+void copy_rows(const mx::array& from, std::byte* to) {
+  auto size = size_of(dtype_of(from.dtype()));
+  auto* base = reinterpret_cast<const std::byte*>(from.data<char>());
+  int rank = static_cast<int>(from.ndim());
+  std::vector<int64_t> index(static_cast<size_t>(rank), 0);
+  for (size_t n = 0; n < from.size(); ++n) {
+    int64_t offset = 0;
+    for (int d = 0; d < rank; ++d) {
+      offset += index[static_cast<size_t>(d)] * from.strides()[static_cast<size_t>(d)];
+    }
+    std::copy_n(base + offset * static_cast<int64_t>(size), size, to + n * size);
+    for (int d = rank - 1; d >= 0 && ++index[static_cast<size_t>(d)] == from.shape(d); --d) {
+      index[static_cast<size_t>(d)] = 0;
+    }
+  }
+}
+
+void Fused::eval_cpu(const Arrays& inputs, Arrays& outputs) {
+  auto& encoder = mx::cpu::get_command_encoder(stream());
+  Task task;
+  task.kernel = op_.cpu ? op_.cpu(types_of(inputs), types_of(outputs), attrs_) : CpuKernel{};
+  if (!task.kernel.run) {
+    fail(name(), "there is no CPU kernel for ", to_string(type_of(inputs[0])), "; use apply(), which falls back to MLX.");
+  }
+  for (auto& in : inputs) {
+    encoder.set_input_array(in);
+    if (in.flags().row_contiguous) {
+      task.in.push_back(tensor_of(in));
+      continue;
+    }
+    mx::array packed(in.shape(), in.dtype(), nullptr, {});
+    packed.set_data(mx::allocator::malloc(packed.nbytes()));
+    encoder.add_temporary(packed);
+    task.in.push_back(tensor_of(packed));
+    encoder.dispatch([in = mx::array::unsafe_weak_copy(in), to = packed.data<char>()] {
+      copy_rows(in, reinterpret_cast<std::byte*>(to));
+    });
+  }
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    auto& out = outputs[i];
+    out.set_data(mx::allocator::malloc(out.nbytes()));
+    encoder.set_output_array(out);
+    task.out.push_back(tensor_of(out));
+  }
+  for (auto [output, input] : op_.in_place) {
+    auto& from = task.in[static_cast<size_t>(input)];
+    encoder.dispatch([from, to = task.out[static_cast<size_t>(output)]] {
+      std::copy_n(from.as<std::byte>(), from.type.bytes(), to.as<std::byte>());
+    });
+  }
+  if (task.kernel.scratch) {
+    mx::array scratch({static_cast<int>(task.kernel.scratch + 64)}, mx::uint8, nullptr, {});
+    scratch.set_data(mx::allocator::malloc(scratch.nbytes()));
+    encoder.add_temporary(scratch);
+    auto address = reinterpret_cast<uintptr_t>(scratch.data<char>());
+    task.scratch = reinterpret_cast<std::byte*>((address + 63) & ~uintptr_t{63});
+  }
+  encoder.dispatch(std::move(task));
+}
+
+void Fused::eval_gpu(const Arrays&, Arrays&) {
+  fail(name(), "this build has no GPU kernels; use the CPU device.");
+}
+
+Arrays Fused::jvp(const Arrays& primals, const Arrays& tangents, const std::vector<int>& argnums) {
+  auto of_arguments = [&](const Arrays& chosen) {
+    Arrays all = primals;
+    for (size_t i = 0; i < argnums.size(); ++i) {
+      all[static_cast<size_t>(argnums[i])] = chosen[i];
+    }
+    return op_.reference(all, attrs_);
+  };
+  Arrays chosen;
+  for (int i : argnums) {
+    chosen.push_back(primals[static_cast<size_t>(i)]);
+  }
+  return mx::jvp(of_arguments, chosen, tangents).second;
+}
+
+Arrays Fused::vjp(
+    const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums, const Arrays&) {
+  auto of_arguments = [&](const Arrays& chosen) {
+    Arrays all = primals;
+    for (size_t i = 0; i < argnums.size(); ++i) {
+      all[static_cast<size_t>(argnums[i])] = chosen[i];
+    }
+    return op_.reference(all, attrs_);
+  };
+  Arrays chosen;
+  for (int i : argnums) {
+    chosen.push_back(primals[static_cast<size_t>(i)]);
+  }
+  return mx::vjp(of_arguments, chosen, cotangents).second;
+}
+
+std::pair<Arrays, std::vector<int>> Fused::vmap(const Arrays& inputs, const std::vector<int>& axes) {
+  auto reference = [&](const Arrays& in) { return op_.reference(in, attrs_); };
+  auto [in, out] = mx::detail::vmap_trace(reference, inputs, axes);
+  std::vector<int> out_axes(out.size(), 0);
+  return {mx::detail::vmap_replace(in, out, inputs, axes, out_axes), out_axes};
+}
+
+} // namespace
+
+Arrays node(const Op& op, const Arrays& inputs, const Attrs& attrs, mx::StreamOrDevice s) {
+  auto types = op.types(types_of(inputs), attrs);
+  std::vector<mx::Shape> shapes;
+  std::vector<mx::Dtype> dtypes;
+  for (auto& type : types) {
+    shapes.push_back(mlx_shape(type.shape));
+    dtypes.push_back(mlx_dtype(type.dtype));
+  }
+  return mx::array::make_arrays(
+      std::move(shapes), dtypes, std::make_shared<Fused>(mx::to_stream(s), op, attrs), inputs);
+}
+
+Arrays apply(const Op& op, const Arrays& inputs, const Attrs& attrs, mx::StreamOrDevice s) {
+  auto in = types_of(inputs);
+  auto out = op.types(in, attrs);
+  bool on_cpu = mx::to_stream(s).device == mx::Device::cpu;
+  bool has_kernel = on_cpu && op.cpu && op.cpu(in, out, attrs).run;
+  return has_kernel ? node(op, inputs, attrs, s) : op.reference(inputs, attrs);
+}
+
+const Op& op_named(std::string_view name) {
+  if (auto* op = find_op(name)) {
+    return *op;
+  }
+  fail("zmlx", "there is no op named '", name, "'.");
+}
+
+std::optional<FusedState> fused_state(const mx::Primitive& primitive) {
+  if (auto* fused = dynamic_cast<const Fused*>(&primitive)) {
+    return FusedState{&fused->op(), &fused->attrs()};
+  }
+  return {};
+}
+
+} // namespace zmlx
