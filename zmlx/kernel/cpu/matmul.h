@@ -1,0 +1,168 @@
+// zmlx/kernel/cpu/matmul.h: rows of activations times a weight matrix, quantised as MLX packs it or
+// dense.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "zmlx/runtime/team.h"
+#include "zmlx/runtime/tensor.h"
+
+namespace zmlx::cpu {
+
+/// How a weight's elements are stored: codes of `bits` bits with a scale and a bias for each
+/// `group_size` of a row (element = code * scale + bias), or, with bits = 0, plainly in the
+/// activations' dtype.
+struct WeightFormat {
+  int bits = 0;
+  int group_size = 0;
+};
+
+/// A weight matrix [n, k], row-major. Scales and biases [n, k / group_size] have the activations'
+/// dtype.
+struct Weight {
+  const void* codes = nullptr;
+  const void* scales = nullptr;
+  const void* biases = nullptr;
+};
+
+/// Prepared rows of activations, one every Matmul::prepared_bytes(). With `index`, row i is number
+/// index[i].
+struct Rows {
+  const std::byte* prepared = nullptr;
+  int64_t count = 0;
+  const uint32_t* index = nullptr;
+};
+
+struct MatmulKernels;
+
+/// x [m, k] times the transpose of a weight [n, k], accumulated in float32. A plain value: make it
+/// once, use it anywhere. Activations are brought into the kernel's own order once (`prepare`),
+/// then any blocks of outputs may be computed.
+class Matmul {
+ public:
+  static bool supports(Dtype dtype, WeightFormat format, int64_t k);
+
+  Matmul() = default;
+  /// Needs supports(dtype, format, k).
+  Matmul(Dtype dtype, WeightFormat format, int64_t k);
+
+  Dtype dtype() const {
+    return dtype_;
+  }
+  WeightFormat format() const {
+    return format_;
+  }
+  int64_t k() const {
+    return k_;
+  }
+  /// Bytes of one prepared row, a multiple of 64.
+  size_t prepared_bytes() const {
+    return prepared_bytes_;
+  }
+  /// Prepares one row of k elements of dtype(); `to` is 64-byte aligned.
+  void prepare(const void* x, std::byte* to) const;
+
+  /// out[i * ld + j - outputs.begin] = row i times weight row j, for all rows and the weight rows
+  /// in `outputs`. The value depends on the number of rows given at once, never on where `outputs`
+  /// begins or ends.
+  void run(const Weight& weight, Range outputs, const Rows& rows, float* out, int64_t ld) const;
+
+  /// The same weight's expert `e`, when `weight` is a stack of n-row matrices.
+  Weight expert(const Weight& stack, int64_t e, int64_t n) const;
+
+ private:
+  const MatmulKernels* kernels_ = nullptr;
+  Dtype dtype_ = Dtype::f32;
+  WeightFormat format_;
+  int64_t k_ = 0;
+  size_t prepared_bytes_ = 0;
+};
+
+/// RMS norm before a matmul; no weight: none.
+struct Norm {
+  const void* weight = nullptr;
+  float eps = 0;
+};
+
+/// Bytes of shared scratch that prepare_rows() needs for `rows` rows.
+size_t prepare_scratch(const Matmul& matmul, int64_t rows);
+
+/// A member's own buffer for a few prepared rows: cheaper to fill on every member than to share
+/// through a barrier.
+struct LocalRows {
+  static constexpr size_t capacity = 32768;
+  alignas(64) std::byte bytes[capacity];
+};
+
+/// Rows x [rows, k], normalised if asked, ready for `matmul`. Few rows go to `local` without a
+/// barrier; many are split over the members into `scratch`, with one barrier. With `normalised`
+/// [rows, k], also writes the normalised rows there (complete for other members only after the next
+/// barrier).
+Rows prepare_rows(
+    const Matmul& matmul,
+    const void* x,
+    int64_t rows,
+    Norm norm,
+    std::byte* scratch,
+    LocalRows& local,
+    Member& member,
+    void* normalised = nullptr);
+
+/// Calls f(Range outputs, int64_t first_row, int64_t rows, const float* block, ld) for blocks of x
+/// @ weight.T that this member computes; block element (i, j) is row first_row + i, output
+/// outputs.begin + j. Every output is visited once.
+template <typename F>
+void for_blocks(
+    const Matmul& matmul,
+    const Weight& weight,
+    int64_t n,
+    const Rows& rows,
+    Member& member,
+    F&& f);
+
+} // namespace zmlx::cpu
+
+namespace zmlx::cpu {
+
+/// Extent of one block of for_blocks.
+inline constexpr int64_t block_outputs = 64;
+inline constexpr int64_t block_rows = 128;
+
+/// The part of for_blocks for the given outputs only.
+template <typename F>
+void for_blocks_in(
+    const Matmul& matmul,
+    const Weight& weight,
+    Range outputs,
+    const Rows& rows,
+    F&& f) {
+  alignas(64) float block[block_outputs * block_rows];
+  for (int64_t j = outputs.begin; j < outputs.end; j += block_outputs) {
+    Range part{j, j + block_outputs < outputs.end ? j + block_outputs : outputs.end};
+    for (int64_t i = 0; i < rows.count; i += block_rows) {
+      Rows some = rows;
+      some.count = rows.count - i < block_rows ? rows.count - i : block_rows;
+      if (rows.index) {
+        some.index += i;
+      } else {
+        some.prepared += static_cast<size_t>(i) * matmul.prepared_bytes();
+      }
+      matmul.run(weight, part, some, block, block_outputs);
+      f(part, i, some.count, block, block_outputs);
+    }
+  }
+}
+
+template <typename F>
+void for_blocks(
+    const Matmul& matmul,
+    const Weight& weight,
+    int64_t n,
+    const Rows& rows,
+    Member& member,
+    F&& f) {
+  for_blocks_in(matmul, weight, member.split(n, 8), rows, f);
+}
+
+} // namespace zmlx::cpu
