@@ -1,9 +1,11 @@
-// zmlx/graph/ir.h: the graph that is rewritten and planned: nodes with a kind, attributes and typed outputs. Knows no MLX.
+// zmlx/graph/ir.h: the graph that is rewritten and planned: nodes with a kind, attributes and typed
+// outputs. Knows no MLX.
 #pragma once
 
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "zmlx/ops/attrs.h"
@@ -17,12 +19,13 @@ struct Value {
   int output = 0;
 
   bool operator==(const Value&) const = default;
+  auto operator<=>(const Value&) const = default;
   explicit operator bool() const {
     return node >= 0;
   }
 };
 
-/// The data behind a constant node, opaque here (graph/mlx.cpp holds an mx::array in it).
+/// The data behind a constant node, opaque here (graph/capture.cpp holds an mx::array in it).
 struct Constant {
   uintptr_t id = 0; // equal ids are the same array
   std::optional<double> scalar; // the value, when there is one element
@@ -30,7 +33,8 @@ struct Constant {
 };
 
 struct Node {
-  std::string kind; // "input", "constant", a primitive of MLX ("Multiply") or one of our ops ("rms_norm")
+  std::string
+      kind; // "input", "constant", a primitive of MLX ("Multiply") or one of our ops ("rms_norm")
   Attrs attrs;
   std::vector<Value> inputs;
   std::vector<Type> outputs;
@@ -54,16 +58,25 @@ class Graph {
   int size() const {
     return static_cast<int>(nodes_.size());
   }
+  void reserve(int nodes) {
+    nodes_.reserve(static_cast<size_t>(nodes));
+  }
   const Type& type(Value v) const {
     return (*this)[v.node].outputs[static_cast<size_t>(v.output)];
   }
 
   /// Makes every use of `from`, in nodes and in outputs, a use of `to`.
   void replace(Value from, Value to);
-  /// Drops nodes that no output needs and renumbers the rest topologically. Inputs stay, used or not.
-  void prune();
+  /// The same for many at once, in one sweep; `to` may itself be replaced by another pair.
+  void replace(const std::vector<std::pair<Value, Value>>& pairs);
+  /// Drops nodes that no output needs and renumbers the rest topologically: inputs, used or not,
+  /// then constants, then the others. Returns the new id of each old node, -1 for the dropped.
+  /// Throws std::logic_error for a cycle.
+  std::vector<int> prune();
   /// Nodes that use a value of each node, by node id.
   std::vector<std::vector<int>> users() const;
+  /// Ids of the nodes that the outputs need, inputs of a node before it.
+  std::vector<int> order() const;
 
   std::vector<Value> inputs;
   std::vector<Value> outputs;
