@@ -1,9 +1,9 @@
 # zmlx/__init__.py: checks that the extension fits the installed MLX, and names the package's parts.
 """Runs MLX models many times faster on CPU, from outside MLX.
 
-    from zmlx.patch import patch
-    model, tokenizer = mlx_lm.load("model")
-    patch(model)
+from zmlx.patch import patch
+model, tokenizer = mlx_lm.load("model")
+patch(model)
 """
 
 from __future__ import annotations

@@ -95,11 +95,11 @@ def _dense(
     }
 
 
-# hidden, layers, heads, KV heads, head, then experts, chosen, expert width (or MLP width), vocabulary.
+# hidden, layers, heads, KV heads, head, then experts, chosen, width (or MLP width), vocabulary.
 PRESETS: dict[str, Preset] = {
     "demo": Preset(
         "mixture of experts that stock mlx_lm runs in minutes on a CPU",
-        _qwen3_moe(512, 6, 8, 2, 64, 32, 8, 256, 8192),
+        _qwen3_moe(512, 4, 8, 2, 64, 64, 8, 192, 8192),
     ),
     "small": Preset(
         "mixture of experts of 1.3 billion parameters",

@@ -1,0 +1,163 @@
+# zmlx/bench/report.py: a result document as a table for people: in the terminal and as Markdown.
+"""Outputs are compared before speeds: a report begins with what the two sides generated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from zmlx.bench.inference import METRICS, Metric
+
+HEADINGS = ("", "stock mlx_lm", "patched", "gain")
+
+
+def tables(result: dict[str, Any]) -> Group:
+    """What a terminal shows: notes, then the table."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading == "" else "right")
+    for row in rows(result):
+        table.add_row(*row)
+    return Group(*(Text(note) for note in notes(result)), "", table)
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The same as Markdown, for a README."""
+    lines = [*(f"- {note}" for note in notes(result)), ""]
+    lines.append(f"| {' | '.join(HEADINGS)} |".replace("|  |", "| |"))
+    lines.append("|---|---:|---:|---:|")
+    lines += [f"| {' | '.join(row)} |" for row in rows(result)]
+    return "\n".join(lines) + "\n"
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    """Prints `tables`."""
+    console.print(tables(result), highlight=False, soft_wrap=True)
+
+
+def notes(result: dict[str, Any]) -> list[str]:
+    """One line each: model, machine, work, fidelity, patch, and whether the result is whole."""
+    return [
+        _model(result),
+        _machine(result),
+        _work(result),
+        _fidelity(result),
+        *_patch(result),
+        *_incomplete(result),
+    ]
+
+
+def rows(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """The table's rows: metric, both sides as median (minimum to maximum), gain."""
+    found = []
+    for metric in METRICS:
+        entry = result["summary"][metric.field]
+        if entry["stock"] is None and entry["patched"] is None:
+            continue
+        sides = (_side(metric, entry["stock"]), _side(metric, entry["patched"]))
+        found.append((f"{metric.title}, {metric.unit}", *sides, _gain(entry)))
+    return found
+
+
+def number(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.3g}"
+
+
+def _side(metric: Metric, side: dict[str, Any] | None) -> str:
+    if side is None:
+        return "-"
+    median, least, most = (number(side[name] * metric.scale) for name in ("median", "min", "max"))
+    return median if least == most else f"{median} ({least} to {most})"
+
+
+def _gain(entry: dict[str, Any]) -> str:
+    if entry["gain"] is None:
+        return "-"
+    return f"{number(entry['gain'])}x" if entry["differs"] else "no difference"
+
+
+def _model(result: dict[str, Any]) -> str:
+    model = result["model"]
+    bits = f"{model['bits']} bit group {model['group_size']}, " if model["bits"] else ""
+    return (
+        f"model: {model['name']} ({model['model_type']}, {model['layers']} layers, {bits}"
+        f"{' and '.join(model['dtypes'])}, {number(model['weight_bytes'] / 1e9)} GB)"
+    )
+
+
+def _machine(result: dict[str, Any]) -> str:
+    machine, versions = result["machine"], result["versions"]
+    return (
+        f"machine: {machine['cpu']}, {machine['usable_cores']} cores, "
+        f"{result['settings']['threads']} threads for zmlx; mlx {versions['mlx']}, "
+        f"mlx_lm {versions['mlx_lm']}"
+    )
+
+
+def _work(result: dict[str, Any]) -> str:
+    sides = []
+    for variant in ("stock", "patched"):
+        share = result["settings"][variant]
+        runs = sum(run["variant"] == variant for run in result["runs"])
+        sides.append(
+            f"{variant} {runs} {'run' if runs == 1 else 'runs'} of a prompt of "
+            f"{share['prompt_tokens']} and {share['max_tokens']} new tokens"
+        )
+    null = " (null run: both sides are stock)" if result["settings"]["null_run"] else ""
+    return f"work: {'; '.join(sides)}{null}"
+
+
+def _fidelity(result: dict[str, Any]) -> str:
+    fidelity = result["fidelity"]
+    if fidelity is None:
+        return "tokens: not compared"
+    unsteady = [variant for variant, same in fidelity["reproducible"].items() if not same]
+    also = f"; the runs of {' and of '.join(unsteady)} differ from each other" if unsteady else ""
+    if fidelity["equal"]:
+        return f"tokens: all {fidelity['compared']} equal{also}"
+    first = fidelity["first_difference"]
+    text = f"tokens: equal up to {first['position']} of {fidelity['compared']}, then "
+    text += f"{first['stock_token']} (stock) and {first['patched_token']} (patched)"
+    if first["margin"] is not None:
+        text += f"; stock's top two logits lie {first['margin']:.4g} apart there"
+    if first["gap"] is not None:
+        text += f", its best and the patched choice {first['gap']:.4g}"
+    return text + also
+
+
+def _patch(result: dict[str, Any]) -> list[str]:
+    if not result["patch"] or result["patch"][0]["report"] is None:
+        return []
+    patches = result["patch"]
+    report = patches[-1]["report"]
+    seconds = number(patches[0]["seconds"])
+    if len(patches) > 1:
+        seconds += f" s, later {number(min(patch['seconds'] for patch in patches[1:]))}"
+    line = (
+        f"patch: {seconds} s; graph of {report['nodes_before']:,} nodes to "
+        f"{report['nodes_after']:,}, {report['launches']:,} launches"
+    )
+    speed = result["summary"]["generation_tps"]["patched"]
+    if report["bytes_per_token"] and speed:
+        rate = report["bytes_per_token"] * speed["median"] / 1e9
+        line += (
+            f"; {number(report['bytes_per_token'] / 1e6)} MB a token, so {number(rate)} GB/s "
+            "while generating"
+        )
+    fired = ", ".join(f"{name} {count}" for name, count in report["patterns"].items())
+    lines = [line, f"patterns: {fired}" if fired else "patterns: none fired"]
+    lines += [f"left to MLX: {reason}" for reason in report["reasons"]]
+    return lines + [
+        f"calls that stock answered: {count} ({reason})"
+        for reason, count in report["stock_calls"].items()
+    ]
+
+
+def _incomplete(result: dict[str, Any]) -> list[str]:
+    return [] if result["complete"] else [f"incomplete: {result['stopped']}"]

@@ -1,0 +1,194 @@
+# zmlx/cli.py: the `zmlx` command.
+"""Command line: `zmlx bench inference`, `zmlx explain`, `zmlx presets`, `zmlx report`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import mlx.core as mx
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import zmlx
+from zmlx import presets
+from zmlx.bench import report
+from zmlx.bench.inference import Benchmark, Options
+
+INTERRUPTED = 130
+# Drawing the bar takes a core for a millisecond: seldom enough not to show in a figure.
+REFRESH_SECONDS = 2.0
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command. What goes wrong is one line on stderr and exit status 2, or 1."""
+    try:
+        cli.main(arguments, prog_name="zmlx", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())
+    except click.ClickException as error:
+        _fail(error.format_message(), 2)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted.", INTERRUPTED)
+    except (ValueError, OSError, RuntimeError) as error:
+        _fail(str(error), 1)
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"zmlx: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(f"{zmlx.__version__} (for mlx {mx.__version__})", prog_name="zmlx")
+def cli() -> None:
+    """Runs MLX models faster, and measures by how much."""
+
+
+@cli.group()
+def bench() -> None:
+    """Measures against stock MLX."""
+
+
+PRESET_OPTIONS = [
+    click.option("--dtype", type=click.Choice(list(presets.DTYPES)), help="Of the activations."),
+    click.option("--bits", type=int, default=4, show_default=True, help="A preset's weights."),
+    click.option("--group-size", type=int, default=64, show_default=True, help="Of a preset."),
+    click.option("--layers", type=int, help="Cuts a preset to so many layers."),
+    click.option("--seed", type=int, default=0, show_default=True),
+]
+
+
+def preset_options(command: Any) -> Any:
+    """Adds the options that choose how a preset is written."""
+    for option in reversed(PRESET_OPTIONS):
+        command = option(command)
+    return command
+
+
+@bench.command()
+@click.option("--model", required=True, help="A preset, a folder or a Hugging Face name.")
+@click.option("--runs", type=int, default=3, show_default=True, help="Of each side.")
+@click.option("--max-tokens", type=int, default=150, show_default=True, help="To generate.")
+@click.option("--prompt-tokens", type=int, default=306, show_default=True, help="Random ones.")
+@click.option("--prompt-text", help="Instead of random tokens.")
+@click.option("--stock-runs", type=int, help="Fewer runs of stock.")
+@click.option("--stock-max-tokens", type=int, help="Fewer new tokens in stock's runs.")
+@click.option("--stock-prompt-tokens", type=int, help="A shorter prompt in stock's runs.")
+@preset_options
+@click.option("--threads", type=int, help="For zmlx; by default every core it may use.")
+@click.option("--null-run", is_flag=True, help="Stock against stock: shows the noise.")
+@click.option("--json", "out", type=click.Path(dir_okay=False, path_type=Path), help="Result.")
+def inference(out: Path | None, **options: Any) -> None:
+    """Stock mlx_lm against the patched model, on the same weights, in alternating runs."""
+    measure(Options(**options), out, Console(stderr=True), Console())
+
+
+def measure(options: Options, out: Path | None, status: Console, console: Console) -> None:
+    """Runs one benchmark with a progress bar on `status` and its table on `console`."""
+    bar = _Bar(status)
+    benchmark = Benchmark(options, out, bar)
+    try:
+        with bar.progress:
+            result = benchmark.run()
+    except KeyboardInterrupt:
+        if benchmark.result and out is not None:
+            runs = len(benchmark.result["runs"])
+            text = f"{runs} runs are in {out}, marked incomplete."
+            status.print(text, highlight=False, soft_wrap=True)
+        raise
+    report.show(result, console)
+
+
+class _Bar:
+    """The progress bar: redrawn by the measuring thread itself, and seldom."""
+
+    def __init__(self, console: Console) -> None:
+        self.progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} tokens"),
+            TimeElapsedColumn(),
+            console=console,
+            auto_refresh=False,
+            transient=True,
+        )
+        self.task = self.progress.add_task("", total=0)
+        self.doing = ""
+        self.drawn = 0.0
+
+    def __call__(self, doing: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if doing == self.doing and now - self.drawn < REFRESH_SECONDS:
+            return
+        self.doing, self.drawn = doing, now
+        self.progress.update(self.task, description=doing, completed=done, total=total)
+        self.progress.refresh()
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--tokens", type=int, default=1, show_default=True, help="In the step: 1 is decode.")
+@preset_options
+def explain(model: str, tokens: int, **options: Any) -> None:
+    """Prints MODEL's graph before and after rewriting, and the plan with its launches and bytes."""
+    from zmlx import patch
+    from zmlx.bench.inference import load_model
+
+    if tokens < 1:
+        raise click.BadParameter(f"--tokens must be 1 or more but got {tokens}.")
+    loaded, *_ = load_model(Options(model=model, **options))
+    click.echo(patch.explain(loaded, tokens=tokens))
+
+
+@cli.command("report")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def report_(file: Path) -> None:
+    """Prints the result FILE of a benchmark as Markdown."""
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+        text = report.markdown(result)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is not a result of `zmlx bench inference`.") from error
+    click.echo(text, nl=False)
+
+
+@cli.group("presets")
+def presets_() -> None:
+    """Models of a given geometry with random weights."""
+
+
+@presets_.command("list")
+def presets_list() -> None:
+    """Lists the presets."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "parameters, M", "active, M", "4 bit, GB", "layers"):
+        table.add_column(column, justify="left" if column == "name" else "right")
+    table.add_column("what")
+    for name in presets.names():
+        facts = presets.describe(name)
+        table.add_row(
+            name,
+            f"{facts['parameters'] / 1e6:,.1f}",
+            f"{facts['active_parameters'] / 1e6:,.1f}",
+            f"{facts['bytes'] / 1e9:.3f}",
+            str(facts["layers"]),
+            facts["what"],
+        )
+    # A pipe has no width: nothing is wrapped there.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+@presets_.command("write")
+@click.argument("name")
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path), required=False)
+@preset_options
+def presets_write(name: str, folder: Path | None, dtype: str | None, **options: Any) -> None:
+    """Writes preset NAME to FOLDER (by default the user's cache) and prints where."""
+    click.echo(presets.write(name, folder, dtype=dtype or "bfloat16", **options))
