@@ -61,6 +61,11 @@ OpBuilder& OpBuilder::cpu(decltype(Op::cpu) fn) {
   return *this;
 }
 
+OpBuilder& OpBuilder::traffic(decltype(Op::traffic) fn) {
+  op_.traffic = std::move(fn);
+  return *this;
+}
+
 OpBuilder& OpBuilder::in_place(int output, int input) {
   op_.in_place.emplace_back(output, input);
   return *this;

@@ -50,7 +50,10 @@ struct Op {
   std::function<Arrays(const Arrays&, const Attrs&)> reference;
   /// The CPU kernel for these input types; an empty `run` when it has none for them.
   std::function<CpuKernel(const Types& in, const Types& out, const Attrs&)> cpu;
-  /// Outputs that share the memory of an input: {output, input}. The kernel finds the input's contents there already.
+  /// Bytes that one run reads and writes, where that is not all of the inputs and outputs (experts not chosen).
+  std::function<size_t(const Types& in, const Types& out, const Attrs&)> traffic;
+  /// Outputs that share the memory of an input: {output, input}, negative inputs counting from the last. The kernel
+  /// finds the input's contents there already.
   std::vector<std::pair<int, int>> in_place;
   std::vector<Case> cases;
 };
@@ -69,6 +72,7 @@ class OpBuilder {
   OpBuilder& types(decltype(Op::types) fn);
   OpBuilder& reference(decltype(Op::reference) fn);
   OpBuilder& cpu(decltype(Op::cpu) fn);
+  OpBuilder& traffic(decltype(Op::traffic) fn);
   OpBuilder& in_place(int output, int input);
   OpBuilder& cases(std::vector<Case> list);
 

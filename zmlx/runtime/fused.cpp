@@ -7,6 +7,7 @@
 #include "mlx/transforms.h"
 #include "mlx/transforms_impl.h"
 #include "zmlx/graph/capture.h"
+#include "zmlx/runtime/copy.h"
 #include "zmlx/runtime/error.h"
 
 namespace zmlx {
@@ -22,18 +23,21 @@ Types types_of(const Arrays& arrays) {
 
 class Fused : public mx::Primitive {
  public:
-  Fused(mx::Stream s, const Op& op, Attrs attrs) : Primitive(s), op_(op), attrs_(std::move(attrs)) {}
+  Fused(mx::Stream s, const Op& op, Attrs attrs)
+      : Primitive(s), op_(op), attrs_(std::move(attrs)) {}
 
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override;
   void eval_gpu(const Arrays& inputs, Arrays& outputs) override;
 
-  Arrays jvp(const Arrays& primals, const Arrays& tangents, const std::vector<int>& argnums) override;
+  Arrays jvp(const Arrays& primals, const Arrays& tangents, const std::vector<int>& argnums)
+      override;
   Arrays vjp(
       const Arrays& primals,
       const Arrays& cotangents,
       const std::vector<int>& argnums,
       const Arrays& outputs) override;
-  std::pair<Arrays, std::vector<int>> vmap(const Arrays& inputs, const std::vector<int>& axes) override;
+  std::pair<Arrays, std::vector<int>> vmap(const Arrays& inputs, const std::vector<int>& axes)
+      override;
 
   const char* name() const override {
     return op_.name.c_str();
@@ -61,7 +65,8 @@ class Fused : public mx::Primitive {
   Attrs attrs_;
 };
 
-/// What a task needs on the stream's thread; tensors point into arrays that MLX keeps alive until the task has run.
+/// What a task needs on the stream's thread; tensors point into arrays that MLX keeps alive until
+/// the task has run.
 struct Task {
   CpuKernel kernel;
   std::vector<Tensor> in;
@@ -74,34 +79,16 @@ struct Task {
   }
 };
 
-Tensor tensor_of(const mx::array& a) {
-  return {const_cast<char*>(a.data<char>()), type_of(a)};
-}
-
-/// Copies a strided array element by element into row-contiguous memory.
-void copy_rows(const mx::array& from, std::byte* to) {
-  auto size = size_of(dtype_of(from.dtype()));
-  auto* base = reinterpret_cast<const std::byte*>(from.data<char>());
-  int rank = static_cast<int>(from.ndim());
-  std::vector<int64_t> index(static_cast<size_t>(rank), 0);
-  for (size_t n = 0; n < from.size(); ++n) {
-    int64_t offset = 0;
-    for (int d = 0; d < rank; ++d) {
-      offset += index[static_cast<size_t>(d)] * from.strides()[static_cast<size_t>(d)];
-    }
-    std::copy_n(base + offset * static_cast<int64_t>(size), size, to + n * size);
-    for (int d = rank - 1; d >= 0 && ++index[static_cast<size_t>(d)] == from.shape(d); --d) {
-      index[static_cast<size_t>(d)] = 0;
-    }
-  }
-}
-
 void Fused::eval_cpu(const Arrays& inputs, Arrays& outputs) {
   auto& encoder = mx::cpu::get_command_encoder(stream());
   Task task;
   task.kernel = op_.cpu ? op_.cpu(types_of(inputs), types_of(outputs), attrs_) : CpuKernel{};
   if (!task.kernel.run) {
-    fail(name(), "there is no CPU kernel for ", to_string(type_of(inputs[0])), "; use apply(), which falls back to MLX.");
+    fail(
+        name(),
+        "there is no CPU kernel for ",
+        to_string(type_of(inputs[0])),
+        "; use apply(), which falls back to MLX.");
   }
   for (auto& in : inputs) {
     encoder.set_input_array(in);
@@ -114,20 +101,31 @@ void Fused::eval_cpu(const Arrays& inputs, Arrays& outputs) {
     encoder.add_temporary(packed);
     task.in.push_back(tensor_of(packed));
     encoder.dispatch([in = mx::array::unsafe_weak_copy(in), to = packed.data<char>()] {
-      copy_rows(in, reinterpret_cast<std::byte*>(to));
+      copy_packed(in, reinterpret_cast<std::byte*>(to));
     });
+  }
+  std::vector<const mx::array*> overwrites(outputs.size(), nullptr);
+  for (auto [output, input] : op_.in_place) {
+    overwrites[static_cast<size_t>(output)] =
+        &inputs
+            [input < 0 ? inputs.size() - static_cast<size_t>(-input) : static_cast<size_t>(input)];
   }
   for (size_t i = 0; i < outputs.size(); ++i) {
     auto& out = outputs[i];
-    out.set_data(mx::allocator::malloc(out.nbytes()));
+    auto* from = overwrites[i];
+    if (from && from->is_donatable() && from->flags().row_contiguous) {
+      out.copy_shared_buffer(*from);
+    } else {
+      out.set_data(mx::allocator::malloc(out.nbytes()));
+      if (from) {
+        auto& packed = task.in[static_cast<size_t>(from - inputs.data())];
+        encoder.dispatch([packed, to = out.data<char>()] {
+          std::copy_n(packed.as<char>(), packed.type.bytes(), to);
+        });
+      }
+    }
     encoder.set_output_array(out);
     task.out.push_back(tensor_of(out));
-  }
-  for (auto [output, input] : op_.in_place) {
-    auto& from = task.in[static_cast<size_t>(input)];
-    encoder.dispatch([from, to = task.out[static_cast<size_t>(output)]] {
-      std::copy_n(from.as<std::byte>(), from.type.bytes(), to.as<std::byte>());
-    });
   }
   if (task.kernel.scratch) {
     mx::array scratch({static_cast<int>(task.kernel.scratch + 64)}, mx::uint8, nullptr, {});
@@ -159,7 +157,10 @@ Arrays Fused::jvp(const Arrays& primals, const Arrays& tangents, const std::vect
 }
 
 Arrays Fused::vjp(
-    const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums, const Arrays&) {
+    const Arrays& primals,
+    const Arrays& cotangents,
+    const std::vector<int>& argnums,
+    const Arrays&) {
   auto of_arguments = [&](const Arrays& chosen) {
     Arrays all = primals;
     for (size_t i = 0; i < argnums.size(); ++i) {
@@ -174,7 +175,9 @@ Arrays Fused::vjp(
   return mx::vjp(of_arguments, chosen, cotangents).second;
 }
 
-std::pair<Arrays, std::vector<int>> Fused::vmap(const Arrays& inputs, const std::vector<int>& axes) {
+std::pair<Arrays, std::vector<int>> Fused::vmap(
+    const Arrays& inputs,
+    const std::vector<int>& axes) {
   auto reference = [&](const Arrays& in) { return op_.reference(in, attrs_); };
   auto [in, out] = mx::detail::vmap_trace(reference, inputs, axes);
   std::vector<int> out_axes(out.size(), 0);

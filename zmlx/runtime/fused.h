@@ -1,4 +1,5 @@
-// zmlx/runtime/fused.h: an op as a node of MLX's lazy graph: its kernel on the device that has one, else its reference.
+// zmlx/runtime/fused.h: an op as a node of MLX's lazy graph: its kernel on the device that has one,
+// else its reference.
 #pragma once
 
 #include <optional>
@@ -9,9 +10,10 @@
 
 namespace zmlx {
 
-/// Lazy outputs of `op` on `inputs`: one fused node where the device has a kernel for these types, else the op's reference.
-/// Throws std::invalid_argument as Op::types does.
-Arrays apply(const Op& op, const Arrays& inputs, const Attrs& attrs = {}, mx::StreamOrDevice s = {});
+/// Lazy outputs of `op` on `inputs`: one fused node where the device has a kernel for these types,
+/// else the op's reference. Throws std::invalid_argument as Op::types does.
+Arrays
+apply(const Op& op, const Arrays& inputs, const Attrs& attrs = {}, mx::StreamOrDevice s = {});
 
 /// The fused node itself, kernel or not: what patterns and captured graphs are made of.
 Arrays node(const Op& op, const Arrays& inputs, const Attrs& attrs = {}, mx::StreamOrDevice s = {});

@@ -1,0 +1,453 @@
+// zmlx/plan/execute.cpp: the primitive that replays a plan, and the rules for writing a state in
+// place.
+#include "zmlx/plan/execute.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstring>
+#include <deque>
+
+#include "mlx/allocator.h"
+#include "mlx/backend/cpu/encoder.h"
+#include "mlx/ops.h"
+#include "mlx/primitives.h"
+#include "mlx/transforms.h"
+#include "zmlx/graph/capture.h"
+#include "zmlx/runtime/copy.h"
+#include "zmlx/runtime/error.h"
+#include "zmlx/runtime/team.h"
+
+namespace zmlx {
+
+struct Frame {
+  /// A tensor of a launch that points to an input or an output of the run.
+  struct Patch {
+    Tensor* tensor;
+    size_t index;
+    bool whole_type; // a state: its shape may differ from the plan's
+  };
+  struct Resolved {
+    const CpuKernel* kernel;
+    std::vector<Tensor> in;
+    std::vector<Tensor> out;
+  };
+
+  std::optional<mx::array> memory;
+  std::byte* scratch = nullptr;
+  std::vector<Resolved> launches;
+  std::vector<Patch> inputs;
+  std::vector<Patch> outputs;
+};
+
+namespace {
+
+constexpr size_t kept_frame_bytes = size_t{16} << 20;
+
+std::atomic<uint64_t> states_in_place{0};
+std::atomic<uint64_t> states_copied{0};
+
+/// Handles of an array object beyond its data. MLX keeps the count private; an array is one
+/// shared_ptr and nothing else.
+long handle_count(const mx::array& a) {
+  static_assert(sizeof(mx::array) == sizeof(std::shared_ptr<void>));
+  return reinterpret_cast<const std::shared_ptr<void>&>(a).use_count();
+}
+
+/// A run whose task has been queued: MLX keeps one reference to each of its buffers until shortly
+/// after the task has run.
+struct Flight {
+  std::vector<const void*> buffers;
+  std::atomic<bool> landed{false};
+};
+
+class Flights {
+ public:
+  static Flights& instance() {
+    static Flights flights;
+    return flights;
+  }
+
+  std::shared_ptr<Flight> add(std::vector<const void*> buffers) {
+    auto flight = std::make_shared<Flight>();
+    flight->buffers = std::move(buffers);
+    std::lock_guard lock(mutex_);
+    queue_.push_back(flight);
+    return flight;
+  }
+
+  /// Runs in flight that hold `buffer`.
+  long holding(const void* buffer) {
+    std::lock_guard lock(mutex_);
+    std::erase_if(
+        queue_, [](auto& flight) { return flight->landed.load(std::memory_order_acquire); });
+    return std::count_if(queue_.begin(), queue_.end(), [&](auto& flight) {
+      return std::find(flight->buffers.begin(), flight->buffers.end(), buffer) !=
+          flight->buffers.end();
+    });
+  }
+
+ private:
+  std::mutex mutex_;
+  std::deque<std::shared_ptr<Flight>> queue_;
+};
+
+/// Whether only this run's input list and runs still in flight hold the array's memory. A landed
+/// run may keep its references for a moment longer, so a first "no" is asked again until
+/// `deadline`.
+bool is_exclusive(const mx::array& a, std::chrono::steady_clock::time_point deadline) {
+  if (handle_count(a) != 1 || !a.data_shared_ptr()->is_owned()) {
+    return false;
+  }
+  for (;;) {
+    // The order matters: a run that lands between the two reads makes the count look too high,
+    // never too low.
+    long count = a.data_shared_ptr().use_count();
+    long expected = 1 + Flights::instance().holding(a.data_shared_ptr().get());
+    if (count <= expected) {
+      return true;
+    }
+    if (std::chrono::steady_clock::now() >= deadline) {
+      return false;
+    }
+  }
+}
+
+/// Copies a state into a longer or equal one: the same outer extents, then one chunk each.
+struct StateCopy {
+  const std::byte* from;
+  std::byte* to;
+  int64_t outer;
+  size_t from_chunk;
+  size_t to_chunk;
+
+  void run(const Member& member) const {
+    auto range = member.split(outer);
+    for (int64_t i = range.begin; i < range.end; ++i) {
+      auto n = static_cast<size_t>(i);
+      auto kept = std::min(from_chunk, to_chunk);
+      std::memcpy(to + n * to_chunk, from + n * from_chunk, kept);
+      std::memset(to + n * to_chunk + kept, 0, to_chunk - kept);
+    }
+  }
+};
+
+StateCopy state_copy(const Tensor& from, const Tensor& to) {
+  auto &a = from.shape(), &b = to.shape();
+  int axis = 0;
+  int64_t outer = 1;
+  while (axis < a.rank() && a[axis] == b[axis]) {
+    outer *= a[axis++];
+  }
+  auto chunk = [&](const Shape& shape) {
+    size_t bytes = size_of(from.dtype());
+    for (int i = axis; i < shape.rank(); ++i) {
+      bytes *= static_cast<size_t>(shape[i]);
+    }
+    return bytes;
+  };
+  return {from.as<const std::byte>(), to.as<std::byte>(), outer, chunk(a), chunk(b)};
+}
+
+/// One run on the stream's thread.
+struct Run {
+  std::shared_ptr<Executable> executable;
+  std::shared_ptr<Frame> frame;
+  std::shared_ptr<Flight> flight;
+  std::vector<StateCopy> copies;
+  Arrays held; // inputs that the run reads; states written in place are held by their outputs
+
+  void operator()() {
+    struct Landing {
+      Flight& flight;
+      ~Landing() {
+        flight.landed.store(true, std::memory_order_release);
+      }
+    } landing{*flight};
+    Team::instance().run([&](Member& member) {
+      for (auto& copy : copies) {
+        copy.run(member);
+      }
+      if (!copies.empty()) {
+        member.barrier();
+      }
+      for (auto& launch : frame->launches) {
+        launch.kernel->run(Call{launch.in, launch.out, frame->scratch}, member);
+        member.barrier();
+      }
+    });
+  }
+};
+
+/// Where the inputs of one run wait for it.
+struct Inputs {
+  Arrays arrays;
+};
+
+/// Takes the inputs on behalf of Execute. MLX copies the input list into each output of a
+/// primitive, which for a step would be hundreds of handles times hundreds of outputs, and would
+/// keep every state shared.
+class Gather : public mx::Primitive {
+ public:
+  Gather(mx::Stream s, std::shared_ptr<Inputs> inputs) : Primitive(s), inputs_(std::move(inputs)) {}
+
+  void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
+    // The list belongs to this node and is dropped after this call; emptied now, MLX's task does
+    // not hold the buffers.
+    inputs_->arrays = std::move(const_cast<Arrays&>(inputs));
+    const_cast<Arrays&>(inputs).clear();
+    outputs[0].set_data(mx::allocator::malloc(0));
+  }
+  void eval_gpu(const Arrays&, Arrays&) override {
+    fail(name(), "this plan is for the CPU device.");
+  }
+  const char* name() const override {
+    return "zmlx_plan_inputs";
+  }
+
+ private:
+  std::shared_ptr<Inputs> inputs_;
+};
+
+class Execute : public mx::Primitive {
+ public:
+  Execute(mx::Stream s, std::shared_ptr<Executable> executable, std::shared_ptr<Inputs> inputs)
+      : Primitive(s), executable_(std::move(executable)), inputs_(std::move(inputs)) {}
+
+  void eval_cpu(const Arrays&, Arrays& outputs) override;
+  void eval_gpu(const Arrays&, Arrays&) override {
+    fail(name(), "this plan is for the CPU device.");
+  }
+  Arrays vjp(const Arrays&, const Arrays&, const std::vector<int>&, const Arrays&) override {
+    fail(name(), "a plan has no gradient; call zmlx.patch.unpatch(model) before training.");
+  }
+  const char* name() const override {
+    return "zmlx_plan";
+  }
+
+ private:
+  std::shared_ptr<Executable> executable_;
+  std::shared_ptr<Inputs> inputs_;
+};
+
+void Execute::eval_cpu(const Arrays&, Arrays& outputs) {
+  auto& plan = executable_->plan();
+  auto& encoder = mx::cpu::get_command_encoder(stream());
+  Arrays inputs = std::move(inputs_->arrays);
+  if (inputs.size() != plan.inputs.size()) {
+    fail(name(), "this run failed before and its inputs are gone; call the model again.");
+  }
+
+  std::vector<Tensor> in;
+  for (auto& a : inputs) {
+    if (a.flags().row_contiguous) {
+      in.push_back(tensor_of(a));
+      continue;
+    }
+    mx::array packed(a.shape(), a.dtype(), nullptr, {});
+    packed.set_data(mx::allocator::malloc(packed.nbytes()));
+    encoder.add_temporary(packed);
+    in.push_back(tensor_of(packed));
+    encoder.dispatch([from = a, to = packed.data<char>()] {
+      copy_packed(from, reinterpret_cast<std::byte*>(to));
+    });
+  }
+
+  Run run{executable_, {}, {}, {}, {}};
+  auto deadline = std::chrono::steady_clock::now() + std::chrono::microseconds(200);
+  std::vector<bool> is_state(outputs.size(), false), in_place(inputs.size(), false);
+  for (auto [output, input] : plan.states) {
+    auto& from = inputs[static_cast<size_t>(input)];
+    auto& to = outputs[static_cast<size_t>(output)];
+    is_state[static_cast<size_t>(output)] = true;
+    bool fits = from.shape() == to.shape() && from.flags().row_contiguous &&
+        from.data_size() == from.size();
+    if (fits && is_exclusive(from, deadline)) {
+      to.copy_shared_buffer(from);
+      in_place[static_cast<size_t>(input)] = true;
+      ++states_in_place;
+      continue;
+    }
+    to.set_data(mx::allocator::malloc(to.nbytes()));
+    run.copies.push_back(state_copy(in[static_cast<size_t>(input)], tensor_of(to)));
+    ++states_copied;
+  }
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (!in_place[i]) {
+      run.held.push_back(std::move(inputs[i]));
+    }
+  }
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    if (!is_state[i]) {
+      outputs[i].set_data(mx::allocator::malloc(outputs[i].nbytes()));
+    }
+  }
+
+  // The frame goes back to its executable when the last copy of the task is gone, run or not.
+  run.frame = {executable_->acquire().release(), [executable = executable_](Frame* frame) {
+                 executable->release(std::unique_ptr<Frame>(frame));
+               }};
+  for (auto& patch : run.frame->inputs) {
+    patch.tensor->data = in[patch.index].data;
+    if (patch.whole_type) {
+      patch.tensor->type = in[patch.index].type;
+    }
+  }
+  std::vector<const void*> buffers;
+  for (auto& out : outputs) {
+    buffers.push_back(out.data_shared_ptr().get());
+  }
+  for (auto& patch : run.frame->outputs) {
+    auto& out = outputs[patch.index];
+    patch.tensor->data = out.data<char>();
+    if (patch.whole_type) {
+      patch.tensor->type = type_of(out);
+    }
+  }
+  run.flight = Flights::instance().add(std::move(buffers));
+  encoder.dispatch(std::move(run));
+}
+
+} // namespace
+
+Executable::Executable(std::shared_ptr<const Plan> plan) : plan_(std::move(plan)) {
+  for (auto& constant : plan_->constants) {
+    owners_.push_back(array_of(*constant));
+  }
+  mx::eval(owners_);
+  for (auto& a : owners_) {
+    if (!a.flags().row_contiguous) {
+      a = mx::contiguous(a);
+    }
+  }
+  mx::eval(owners_);
+  for (auto& a : owners_) {
+    constants_.push_back(tensor_of(a));
+  }
+}
+
+Executable::~Executable() = default;
+
+std::unique_ptr<Frame> Executable::acquire() {
+  {
+    std::lock_guard lock(mutex_);
+    if (!free_.empty()) {
+      auto frame = std::move(free_.back());
+      free_.pop_back();
+      return frame;
+    }
+  }
+  auto frame = std::make_unique<Frame>();
+  constexpr size_t alignment = 64;
+  size_t bytes = plan_->arena_bytes + plan_->scratch_bytes + alignment;
+  frame->memory.emplace(
+      mx::Shape{static_cast<int>(bytes / alignment + 1), alignment}, mx::uint8, nullptr, Arrays{});
+  frame->memory->set_data(mx::allocator::malloc(frame->memory->nbytes()));
+  auto address = reinterpret_cast<uintptr_t>(frame->memory->data<char>());
+  auto* arena = reinterpret_cast<std::byte*>((address + alignment - 1) / alignment * alignment);
+  frame->scratch = arena + plan_->arena_bytes;
+
+  std::vector<bool> is_state(plan_->outputs.size());
+  for (auto [output, input] : plan_->states) {
+    is_state[static_cast<size_t>(output)] = true;
+  }
+  auto resolve = [&](Tensor& tensor, const Place& place, const Type& type) {
+    tensor.type = type;
+    switch (place.kind) {
+      case Place::Kind::constant:
+        tensor.data = constants_[place.index].data;
+        break;
+      case Place::Kind::arena:
+        tensor.data = arena + place.index;
+        break;
+      case Place::Kind::input:
+        frame->inputs.push_back({&tensor, place.index, plan_->varies[place.index]});
+        break;
+      case Place::Kind::output:
+        frame->outputs.push_back({&tensor, place.index, is_state[place.index]});
+        break;
+    }
+  };
+  frame->launches.resize(plan_->launches.size());
+  for (size_t i = 0; i < plan_->launches.size(); ++i) {
+    auto& launch = plan_->launches[i];
+    auto& resolved = frame->launches[i];
+    resolved.kernel = &launch.kernel;
+    resolved.in.resize(launch.in.size());
+    resolved.out.resize(launch.out.size());
+    for (size_t k = 0; k < launch.in.size(); ++k) {
+      resolve(resolved.in[k], launch.in[k], launch.in_types[k]);
+    }
+    for (size_t k = 0; k < launch.out.size(); ++k) {
+      resolve(resolved.out[k], launch.out[k], launch.out_types[k]);
+    }
+  }
+  return frame;
+}
+
+void Executable::release(std::unique_ptr<Frame> frame) {
+  if (frame->memory->nbytes() <= kept_frame_bytes) {
+    std::lock_guard lock(mutex_);
+    free_.push_back(std::move(frame));
+  }
+}
+
+Arrays execute(
+    std::shared_ptr<Executable> executable,
+    const Arrays& inputs,
+    const std::vector<mx::Shape>& state_shapes,
+    mx::StreamOrDevice s) {
+  auto& plan = executable->plan();
+  if (inputs.size() != plan.inputs.size() || state_shapes.size() != plan.states.size()) {
+    fail(
+        "zmlx_plan",
+        "expected ",
+        plan.inputs.size(),
+        " inputs and ",
+        plan.states.size(),
+        " state shapes but got ",
+        inputs.size(),
+        " and ",
+        state_shapes.size(),
+        ".");
+  }
+  std::vector<mx::Shape> shapes;
+  std::vector<mx::Dtype> dtypes;
+  for (auto& type : plan.outputs) {
+    shapes.push_back(mlx_shape(type.shape));
+    dtypes.push_back(mlx_dtype(type.dtype));
+  }
+  for (size_t i = 0; i < plan.states.size(); ++i) {
+    shapes[static_cast<size_t>(plan.states[i].output)] = state_shapes[i];
+  }
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    auto& expected = plan.inputs[i];
+    bool fits = plan.varies[i] ? dtype_of(inputs[i].dtype()) == expected.dtype
+                               : type_of(inputs[i]) == expected;
+    if (!fits) {
+      fail(
+          "zmlx_plan",
+          "input ",
+          i,
+          " must be ",
+          to_string(expected),
+          " but is ",
+          to_string(type_of(inputs[i])),
+          ".");
+    }
+  }
+  auto stream = mx::to_stream(s);
+  auto waiting = std::make_shared<Inputs>();
+  mx::array gathered({0}, mx::uint8, std::make_shared<Gather>(stream, waiting), inputs);
+  return mx::array::make_arrays(
+      std::move(shapes),
+      dtypes,
+      std::make_shared<Execute>(stream, std::move(executable), waiting),
+      {gathered});
+}
+
+StateCounts state_counts() {
+  return {states_in_place.load(), states_copied.load()};
+}
+
+} // namespace zmlx

@@ -1,0 +1,58 @@
+// zmlx/plan/execute.h: runs a plan as one node of MLX's lazy graph.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "mlx/utils.h"
+#include "zmlx/plan/plan.h"
+
+namespace zmlx {
+
+/// The memory of one run: arena, scratch, and every launch's tensors, resolved but for inputs and
+/// outputs.
+struct Frame;
+
+/// A plan with its constants in memory and frames to run in. Safe to run from several threads.
+class Executable {
+ public:
+  /// Evaluates the plan's constants and makes them row-contiguous where they are not.
+  explicit Executable(std::shared_ptr<const Plan> plan);
+  ~Executable();
+  Executable(const Executable&) = delete;
+  Executable& operator=(const Executable&) = delete;
+
+  const Plan& plan() const {
+    return *plan_;
+  }
+  /// A frame for one run; give it back with release(). Small frames are kept for the next run.
+  std::unique_ptr<Frame> acquire();
+  void release(std::unique_ptr<Frame> frame);
+
+ private:
+  std::shared_ptr<const Plan> plan_;
+  std::vector<Tensor> constants_;
+  Arrays owners_;
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Frame>> free_;
+};
+
+/// Lazy outputs of one run. `state_shapes` gives the output shape of each of plan.states: that of
+/// its input, or longer along one axis (contents are kept, the rest is zero). A state's buffer is
+/// overwritten in place when nobody else holds it, else copied first. Throws std::invalid_argument
+/// when inputs do not fit the plan.
+Arrays execute(
+    std::shared_ptr<Executable> executable,
+    const Arrays& inputs,
+    const std::vector<mx::Shape>& state_shapes,
+    mx::StreamOrDevice s = {});
+
+/// How often a state was written in place and how often copied, since the process began.
+struct StateCounts {
+  uint64_t in_place = 0;
+  uint64_t copied = 0;
+};
+StateCounts state_counts();
+
+} // namespace zmlx
