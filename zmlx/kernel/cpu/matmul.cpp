@@ -1,0 +1,104 @@
+// zmlx/kernel/cpu/matmul.cpp: picks the kernels for a matmul, and brings rows of activations to
+// them.
+#include "zmlx/kernel/cpu/matmul.h"
+
+#include <cstring>
+
+#include "zmlx/kernel/cpu/matmul_kernels.h"
+#include "zmlx/kernel/cpu/rows.h"
+
+namespace zmlx::cpu {
+namespace {
+
+const MatmulKernels* pick(const MatmulShape& shape) {
+  auto* bf16 = bf16_matmul();
+  return bf16 && bf16_matmul_supports(shape) ? bf16 : portable_matmul();
+}
+
+/// Bytes of one normalised row.
+size_t norm_bytes(const Matmul& matmul) {
+  return (static_cast<size_t>(matmul.k()) * size_of(matmul.dtype()) + 63) & ~size_t{63};
+}
+
+} // namespace
+
+bool Matmul::supports(Dtype dtype, WeightFormat format, int64_t k) {
+  if (!is_floating(dtype) || k < 1) {
+    return false;
+  }
+  if (format.bits == 0) {
+    return true;
+  }
+  bool bits = format.bits >= 2 && format.bits <= 8 && format.bits != 7;
+  bool group = format.group_size == 32 || format.group_size == 64 || format.group_size == 128;
+  return bits && group && k % format.group_size == 0;
+}
+
+Matmul::Matmul(Dtype dtype, WeightFormat format, int64_t k)
+    : dtype_(dtype), format_(format), k_(k) {
+  MatmulShape shape{dtype, format, k};
+  kernels_ = pick(shape);
+  prepared_bytes_ = kernels_->prepared_bytes(shape);
+}
+
+void Matmul::prepare(const void* x, std::byte* to) const {
+  kernels_->prepare({dtype_, format_, k_}, x, to);
+}
+
+void Matmul::run(const Weight& weight, Range outputs, const Rows& rows, float* out, int64_t ld)
+    const {
+  kernels_->run({dtype_, format_, k_}, weight, outputs, rows, prepared_bytes_, out, ld);
+}
+
+Weight Matmul::expert(const Weight& stack, int64_t e, int64_t n) const {
+  MatmulShape shape{dtype_, format_, k_};
+  auto at = [&](const void* base, int64_t bytes) -> const void* {
+    return base ? static_cast<const std::byte*>(base) + e * n * bytes : nullptr;
+  };
+  int64_t group_bytes = shape.groups() * static_cast<int64_t>(size_of(dtype_));
+  return {
+      at(stack.codes, shape.row_bytes()),
+      at(stack.scales, group_bytes),
+      at(stack.biases, group_bytes)};
+}
+
+size_t prepare_scratch(const Matmul& matmul, int64_t rows) {
+  return static_cast<size_t>(rows) * (matmul.prepared_bytes() + norm_bytes(matmul));
+}
+
+Rows prepare_rows(
+    const Matmul& matmul,
+    const void* x,
+    int64_t rows,
+    Norm norm,
+    std::byte* scratch,
+    LocalRows& local,
+    Member& member,
+    void* normalised) {
+  const size_t prepared = matmul.prepared_bytes();
+  const size_t row_bytes = static_cast<size_t>(matmul.k()) * size_of(matmul.dtype());
+  const bool own = static_cast<size_t>(rows) * prepared + norm_bytes(matmul) <= LocalRows::capacity;
+  std::byte* to = own ? local.bytes : scratch;
+  std::byte* spare = to + static_cast<size_t>(rows) * prepared;
+  const Range mine = own ? Range{0, rows} : member.split(rows);
+  for (int64_t i = mine.begin; i < mine.end; ++i) {
+    const size_t at = static_cast<size_t>(i);
+    const std::byte* row = static_cast<const std::byte*>(x) + at * row_bytes;
+    if (norm.weight) {
+      std::byte* kept = spare + (own ? 0 : at * norm_bytes(matmul));
+      rms_norm_row(matmul.dtype(), row, norm.weight, norm.eps, kept, matmul.k());
+      row = kept;
+      // With own copies each row still has one writer.
+      if (normalised && (!own || i % member.size() == member.rank())) {
+        std::memcpy(static_cast<std::byte*>(normalised) + at * row_bytes, row, row_bytes);
+      }
+    }
+    matmul.prepare(row, to + at * prepared);
+  }
+  if (!own) {
+    member.barrier();
+  }
+  return {to, rows, nullptr};
+}
+
+} // namespace zmlx::cpu

@@ -1,0 +1,136 @@
+// zmlx/kernel/cpu/rows.cpp: one row converted, rounded, normalised, activated or added, for each
+// instruction set.
+#include "zmlx/kernel/cpu/targets.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "zmlx/kernel/cpu/rows.cpp"
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+
+#include <cmath>
+
+#include "zmlx/kernel/cpu/rows.h"
+#include "zmlx/kernel/cpu/simd_math-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace zmlx::HWY_NAMESPACE {
+namespace {
+
+/// Calls f with a null pointer of the element type.
+template <typename F>
+void with_type(Dtype dtype, F&& f) {
+  switch (dtype) {
+    case Dtype::f16:
+      return f(static_cast<hwy::float16_t*>(nullptr));
+    case Dtype::bf16:
+      return f(static_cast<hwy::bfloat16_t*>(nullptr));
+    default:
+      return f(static_cast<float*>(nullptr));
+  }
+}
+
+/// Calls f(i, left) for each vector of a row of n elements.
+template <typename F>
+HWY_INLINE void each_vector(int64_t n, F&& f) {
+  const auto step = static_cast<int64_t>(lanes());
+  for (int64_t i = 0; i < n; i += step) {
+    f(i, static_cast<size_t>(n - i));
+  }
+}
+
+void load_row(Dtype dtype, const void* from, float* to, int64_t n) {
+  with_type(dtype, [&]<typename T>(T*) {
+    each_vector(n, [&](int64_t i, size_t left) HWY_ATTR {
+      store_some(load_some(static_cast<const T*>(from) + i, left), to + i, left);
+    });
+  });
+}
+
+void store_row(Dtype dtype, const float* from, void* to, int64_t n) {
+  with_type(dtype, [&]<typename T>(T*) {
+    each_vector(n, [&](int64_t i, size_t left) HWY_ATTR {
+      store_some(load_some(from + i, left), static_cast<T*>(to) + i, left);
+    });
+  });
+}
+
+void round_row(Dtype dtype, float* x, int64_t n) {
+  with_type(dtype, [&]<typename T>(T*) {
+    each_vector(n, [&](int64_t i, size_t left) HWY_ATTR {
+      store_some(round_to<T>(load_some(x + i, left)), x + i, left);
+    });
+  });
+}
+
+void rms_norm_row(Dtype dtype, const void* x, const void* weight, float eps, void* out, int64_t n) {
+  with_type(dtype, [&]<typename T>(T*) {
+    auto* from = static_cast<const T*>(x);
+    const Floats inverse = hn::Set(F32(), inverse_rms(from, static_cast<size_t>(n), eps));
+    each_vector(n, [&](int64_t i, size_t left) HWY_ATTR {
+      Floats normal = round_to<T>(hn::Mul(load_some(from + i, left), inverse));
+      Floats scaled = hn::Mul(normal, load_some(static_cast<const T*>(weight) + i, left));
+      store_some(scaled, static_cast<T*>(out) + i, left);
+    });
+  });
+}
+
+void swiglu_row(Dtype dtype, float* gate, const float* up, int64_t n, bool exact) {
+  with_type(exact ? dtype : Dtype::f32, [&]<typename T>(T*) {
+    each_vector(n, [&](int64_t i, size_t left) HWY_ATTR {
+      Floats g = load_some(gate + i, left);
+      Floats silu = round_to<T>(hn::Mul(g, round_to<T>(sigmoid(g))));
+      store_some(round_to<T>(hn::Mul(silu, load_some(up + i, left))), gate + i, left);
+    });
+  });
+}
+
+void axpy_row(float scale, const float* x, float* acc, int64_t n) {
+  const Floats factor = hn::Set(F32(), scale);
+  each_vector(n, [&](int64_t i, size_t left) HWY_ATTR {
+    store_some(hn::MulAdd(factor, load_some(x + i, left), load_some(acc + i, left)), acc + i, left);
+  });
+}
+
+} // namespace
+} // namespace zmlx::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace zmlx {
+
+HWY_EXPORT(load_row);
+HWY_EXPORT(store_row);
+HWY_EXPORT(round_row);
+HWY_EXPORT(rms_norm_row);
+HWY_EXPORT(swiglu_row);
+HWY_EXPORT(axpy_row);
+
+namespace cpu {
+
+void load_row(Dtype dtype, const void* from, float* to, int64_t n) {
+  HWY_DYNAMIC_DISPATCH(zmlx::load_row)(dtype, from, to, n);
+}
+
+void store_row(Dtype dtype, const float* from, void* to, int64_t n) {
+  HWY_DYNAMIC_DISPATCH(zmlx::store_row)(dtype, from, to, n);
+}
+
+void round_row(Dtype dtype, float* x, int64_t n) {
+  HWY_DYNAMIC_DISPATCH(zmlx::round_row)(dtype, x, n);
+}
+
+void rms_norm_row(Dtype dtype, const void* x, const void* weight, float eps, void* out, int64_t n) {
+  HWY_DYNAMIC_DISPATCH(zmlx::rms_norm_row)(dtype, x, weight, eps, out, n);
+}
+
+void swiglu_row(Dtype dtype, float* gate, const float* up, int64_t n, bool exact) {
+  HWY_DYNAMIC_DISPATCH(zmlx::swiglu_row)(dtype, gate, up, n, exact);
+}
+
+void axpy_row(float scale, const float* x, float* acc, int64_t n) {
+  HWY_DYNAMIC_DISPATCH(zmlx::axpy_row)(scale, x, acc, n);
+}
+
+} // namespace cpu
+} // namespace zmlx
+#endif
