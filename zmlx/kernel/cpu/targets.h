@@ -1,0 +1,10 @@
+// zmlx/kernel/cpu/targets.h: instruction sets that Highway kernels are built for. Include it before
+// any Highway header.
+#pragma once
+
+// AVX-512, AVX2 or plain emulation on x86, Neon on Arm: each further set costs a copy of every
+// kernel, and vectors of unknown length (SVE) cannot be held in arrays.
+#ifndef HWY_DISABLED_TARGETS
+#define HWY_DISABLED_TARGETS \
+  (HWY_SSSE3 | HWY_SSE4 | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)
+#endif

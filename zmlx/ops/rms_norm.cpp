@@ -1,0 +1,107 @@
+// zmlx/ops/rms_norm.cpp: each row divided by its root mean square, times a weight.
+#include "zmlx/kernel/cpu/targets.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "zmlx/ops/rms_norm.cpp"
+#include <cmath>
+
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+#include "zmlx/kernel/cpu/simd_math-inl.h"
+#include "zmlx/ops/op.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace zmlx::HWY_NAMESPACE {
+
+template <typename T>
+void rms_norm_rows(const Call& call, float eps, Range rows) {
+  const size_t n = static_cast<size_t>(call.in[0].shape()[-1]);
+  const T* weight = call.in[1].as<T>();
+  for (int64_t row = rows.begin; row < rows.end; ++row) {
+    const T* x = call.in[0].as<T>() + row * static_cast<int64_t>(n);
+    T* out = call.out[0].as<T>() + row * static_cast<int64_t>(n);
+    auto inverse = hn::Set(F32(), inverse_rms(x, n, eps));
+    for (size_t i = 0; i < n; i += lanes()) {
+      auto normal = round_to<T>(hn::Mul(load_some(x + i, n - i), inverse));
+      store_some(hn::Mul(normal, load_some(weight + i, n - i)), out + i, n - i);
+    }
+  }
+}
+
+void rms_norm_kernel(const Call& call, float eps, Range rows) {
+  switch (call.in[0].dtype()) {
+    case Dtype::f16:
+      return rms_norm_rows<hwy::float16_t>(call, eps, rows);
+    case Dtype::bf16:
+      return rms_norm_rows<hwy::bfloat16_t>(call, eps, rows);
+    default:
+      return rms_norm_rows<float>(call, eps, rows);
+  }
+}
+
+} // namespace zmlx::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+#include "mlx/fast.h"
+#include "zmlx/ops/check.h"
+
+namespace zmlx {
+
+HWY_EXPORT(rms_norm_kernel);
+
+namespace {
+
+Types types(const Types& in, const Attrs&) {
+  expect_inputs("rms_norm", in, 2);
+  expect_floating("rms_norm", "x", in[0]);
+  if (in[0].shape.rank() == 0) {
+    fail("rms_norm", "x must have at least 1 axis but got a number.");
+  }
+  expect_dtype("rms_norm", "weight", in[1], in[0].dtype);
+  expect_shape("rms_norm", "weight", in[1], {in[0].shape[-1]});
+  return {in[0]};
+}
+
+Arrays reference(const Arrays& in, const Attrs& attrs) {
+  return {mx::fast::rms_norm(in[0], in[1], static_cast<float>(attrs.real("eps")))};
+}
+
+CpuKernel kernel(const Types&, const Types&, const Attrs& attrs) {
+  auto eps = static_cast<float>(attrs.real("eps"));
+  return {[eps](const Call& call, Member& member) {
+    HWY_DYNAMIC_DISPATCH(rms_norm_kernel)(call, eps, member.split(call.in[0].shape().rows()));
+  }};
+}
+
+Case example(std::string name, mx::Shape shape) {
+  return {
+      std::move(name),
+      [shape](mx::Dtype dtype) {
+        return Arrays{random_case(shape, dtype, 1), random_case({shape.back()}, dtype, 2)};
+      },
+      {{"eps", 1e-6}}};
+}
+
+} // namespace
+
+ZMLX_OP(rms_norm)
+    .args({"x", "weight"})
+    .doc(
+        "x [.., D] times rsqrt(mean(x^2, -1) + eps), rounded to x's dtype, times weight [D]. The "
+        "mean is taken in float32, as in mx.fast.rms_norm (Zhang and Sennrich, 2019). eps: number.")
+    .types(types)
+    .reference(reference)
+    .cpu(kernel)
+    .cases({
+        example("decode", {1, 1, 2048}),
+        example("prompt", {2, 37, 128}),
+        example("one", {5, 1}),
+        example("tail", {3, 31}),
+        example("even", {2, 32}),
+        example("over", {1, 33}),
+        example("empty", {0, 7}),
+    });
+
+} // namespace zmlx
+#endif
