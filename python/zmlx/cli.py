@@ -1,5 +1,5 @@
 # zmlx/cli.py: the `zmlx` command.
-"""Command line: `zmlx bench inference`, `zmlx explain`, `zmlx presets`, `zmlx report`."""
+"""Command line: `zmlx bench inference`, `validate`, `report`, `explain`, `presets`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from rich.table import Table
 
 import zmlx
 from zmlx import presets
-from zmlx.bench import report
+from zmlx.bench import closeness, report
 from zmlx.bench.inference import Benchmark, Options
+from zmlx.files import write_json
 
 INTERRUPTED = 130
 # Drawing the bar takes a core for a millisecond: seldom enough not to show in a figure.
@@ -108,12 +109,12 @@ def measure(options: Options, out: Path | None, status: Console, console: Consol
 class _Bar:
     """The progress bar: redrawn by the measuring thread itself, and seldom."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, unit: str = "tokens") -> None:
         self.progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} tokens"),
+            TextColumn(f"{{task.completed:.0f}}/{{task.total:.0f}} {unit}"),
             TimeElapsedColumn(),
             console=console,
             auto_refresh=False,
@@ -130,6 +131,30 @@ class _Bar:
         self.doing, self.drawn = doing, now
         self.progress.update(self.task, description=doing, completed=done, total=total)
         self.progress.refresh()
+
+
+@cli.command()
+@click.option("--model", required=True, help="A preset, a folder or a Hugging Face name.")
+@click.option("--steps", type=int, default=32, show_default=True, help="Tokens to compare.")
+@click.option("--prompt-tokens", type=int, default=32, show_default=True, help="Random ones.")
+@click.option("--prompt-text", help="Instead of random tokens.")
+@preset_options
+@click.option("--threads", type=int, help="For zmlx; by default every core it may use.")
+@click.option("--null-run", is_flag=True, help="Stock in the patched model's place.")
+@click.option("--json", "out", type=click.Path(dir_okay=False, path_type=Path), help="Result.")
+def validate(steps: int, out: Path | None, **options: Any) -> None:
+    """Distance of the logits, stock's and the patched model's, from a float32 run.
+
+    Ends with status 1 if the patched model is further from float32 than stock.
+    """
+    bar = _Bar(Console(stderr=True), "parts")
+    with bar.progress:
+        result = closeness.validate(Options(**options), steps, bar)
+    if out is not None:
+        write_json(out, result)
+    report.show(result, Console())
+    if not result["at_least_as_close"]:
+        raise ValueError("the patched model's logits are further from float32 than stock's.")
 
 
 @cli.command()
@@ -150,12 +175,14 @@ def explain(model: str, tokens: int, **options: Any) -> None:
 @cli.command("report")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def report_(file: Path) -> None:
-    """Prints the result FILE of a benchmark as Markdown."""
+    """Prints the result FILE of a benchmark or a validation as Markdown."""
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
         text = report.markdown(result)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is not a result of `zmlx bench inference`.") from error
+        raise ValueError(
+            f"{file} is not a result of `zmlx bench inference` or `zmlx validate`."
+        ) from error
     click.echo(text, nl=False)
 
 

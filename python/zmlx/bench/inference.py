@@ -91,6 +91,11 @@ class Options:
         if self.prompt_text is not None and not self.prompt_text:
             raise ValueError("--prompt-text must not be empty.")
 
+    def apply_threads(self) -> None:
+        """Sets zmlx's threads; works until zmlx has started them."""
+        if self.threads is not None:
+            os.environ["ZMLX_NUM_THREADS"] = str(self.threads)
+
 
 class Patcher(Protocol):
     """What `zmlx.patch` offers; a null run puts `Identity` in its place."""
@@ -265,7 +270,7 @@ class Benchmark:
         self.out = out
         self.progress = progress
         self.patcher = patcher
-        self.command = command if command is not None else _command()
+        self.command = command if command is not None else command_line()
         self.done = 0
         self.total = 0
         self.patched = False
@@ -277,10 +282,9 @@ class Benchmark:
 
         After an exception or Ctrl-C the document, on disk too, says `"complete": false` and why.
         """
-        if self.options.threads is not None:
-            os.environ["ZMLX_NUM_THREADS"] = str(self.options.threads)
+        self.options.apply_threads()
         if self.patcher is None:
-            self.patcher = _patcher(self.options.null_run)
+            self.patcher = Identity() if self.options.null_run else zmlx_patcher()
         self.progress("loading", 0, 0)
         model, tokenizer, config, facts = load_model(self.options)
         prompt = make_prompt(self.options, tokenizer, config)
@@ -386,13 +390,12 @@ class Benchmark:
     def _document(
         self, facts: dict[str, Any], stock: Share, patched: Share, order: list[str]
     ) -> dict[str, Any]:
-        threads = os.environ.get("ZMLX_NUM_THREADS", "")
         return {
             "kind": "inference",
             "schema_version": SCHEMA_VERSION,
             "complete": False,
             "stopped": "running",
-            "started": _now(),
+            "started": now(),
             "finished": None,
             "command": self.command,
             "environment": machine.environment(),
@@ -404,7 +407,7 @@ class Benchmark:
                 "runs": self.options.runs,
                 "seed": self.options.seed,
                 "prompt": "random" if self.options.prompt_text is None else "text",
-                "threads": int(threads) if threads.isdigit() else machine.usable_cores(),
+                "threads": machine.threads(),
                 "null_run": self.options.null_run,
                 "order": order,
                 "stock": _settings(stock),
@@ -418,7 +421,7 @@ class Benchmark:
         }
 
     def _save(self) -> None:
-        self.result["finished"] = _now()
+        self.result["finished"] = now()
         self.result["fidelity"] = fidelity(self.result, self.stock_top)
         self.result["summary"] = summary(self.result)
         if self.out is not None:
@@ -481,9 +484,8 @@ def _gain(
     return {"gain": gain, "differs": differ(stock, patched)}
 
 
-def _patcher(null_run: bool) -> Patcher:
-    if null_run:
-        return Identity()
+def zmlx_patcher() -> Patcher:
+    """The real one. Imported late: a null run needs no kernels."""
     from zmlx import patch
 
     return patch
@@ -511,10 +513,12 @@ def _settings(share: Share) -> dict[str, int]:
     return {"prompt_tokens": len(share.prompt), "max_tokens": share.max_tokens}
 
 
-def _command() -> list[str]:
+def command_line() -> list[str]:
+    """The command as the user gave it, without the program's folder."""
     program = Path(sys.argv[0]).name
     return ["zmlx" if program == "__main__.py" else program, *sys.argv[1:]]
 
 
-def _now() -> str:
+def now() -> str:
+    """This moment, UTC."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")

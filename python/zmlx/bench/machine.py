@@ -47,6 +47,12 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def threads() -> int:
+    """zmlx's threads: `ZMLX_NUM_THREADS`, by default the usable cores."""
+    asked = os.environ.get("ZMLX_NUM_THREADS", "")
+    return int(asked) if asked.isdigit() else usable_cores()
+
+
 def versions() -> dict[str, str]:
     """Of everything that decides the figures."""
     return {

@@ -11,14 +11,25 @@ from rich.text import Text
 
 from zmlx.bench.inference import METRICS, Metric
 
-HEADINGS = ("", "stock mlx_lm", "patched", "gain")
+HEADINGS = {
+    "inference": ("", "stock mlx_lm", "patched", "gain"),
+    "validation": ("distance from float32", "stock mlx_lm", "patched"),
+}
+# Fields of `closeness.Distance`, as people read them.
+DISTANCES = {
+    "rms": "logits, root mean square difference",
+    "largest": "logits, largest difference",
+    "mean_kl": "KL divergence, mean, nats",
+    "worst_kl": "KL divergence, worst step, nats",
+    "same_top": "steps with the same most likely token",
+}
 
 
 def tables(result: dict[str, Any]) -> Group:
     """What a terminal shows: notes, then the table."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading == "" else "right")
+    for i, heading in enumerate(HEADINGS[result["kind"]]):
+        table.add_column(heading, justify="right" if i else "left")
     for row in rows(result):
         table.add_row(*row)
     return Group(*(Text(note) for note in notes(result)), "", table)
@@ -27,8 +38,9 @@ def tables(result: dict[str, Any]) -> Group:
 def markdown(result: dict[str, Any]) -> str:
     """The same as Markdown, for a README."""
     lines = [*(f"- {note}" for note in notes(result)), ""]
-    lines.append(f"| {' | '.join(HEADINGS)} |".replace("|  |", "| |"))
-    lines.append("|---|---:|---:|---:|")
+    headings = HEADINGS[result["kind"]]
+    lines.append(f"| {' | '.join(headings)} |".replace("|  |", "| |"))
+    lines.append("|---" + "|---:" * (len(headings) - 1) + "|")
     lines += [f"| {' | '.join(row)} |" for row in rows(result)]
     return "\n".join(lines) + "\n"
 
@@ -40,6 +52,8 @@ def show(result: dict[str, Any], console: Console) -> None:
 
 def notes(result: dict[str, Any]) -> list[str]:
     """One line each: model, machine, work, fidelity, patch, and whether the result is whole."""
+    if result["kind"] == "validation":
+        return [_model(result), _machine(result), _steps(result), _verdict(result)]
     return [
         _model(result),
         _machine(result),
@@ -50,8 +64,13 @@ def notes(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def rows(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     """The table's rows: metric, both sides as median (minimum to maximum), gain."""
+    if result["kind"] == "validation":
+        return [
+            (title, *(f"{result[side][field]:.4g}" for side in ("stock", "patched")))
+            for field, title in DISTANCES.items()
+        ]
     found = []
     for metric in METRICS:
         entry = result["summary"][metric.field]
@@ -98,6 +117,21 @@ def _machine(result: dict[str, Any]) -> str:
         f"{result['settings']['threads']} threads for zmlx; mlx {versions['mlx']}, "
         f"mlx_lm {versions['mlx_lm']}"
     )
+
+
+def _steps(result: dict[str, Any]) -> str:
+    settings = result["settings"]
+    null = " (null run: stock in its place)" if settings["null_run"] else ""
+    return (
+        f"work: {settings['steps']} tokens after a prompt of {settings['prompt_tokens']}, chosen "
+        f"by the float32 run and given to stock and the patched model{null}"
+    )
+
+
+def _verdict(result: dict[str, Any]) -> str:
+    if result["at_least_as_close"]:
+        return "logits: the patched model is at least as close to float32 as stock"
+    return "logits: the patched model is further from float32 than stock"
 
 
 def _work(result: dict[str, Any]) -> str:
