@@ -1,10 +1,13 @@
 // zmlx/graph/capture.cpp: MLX's lazy arrays to a graph, and back.
 #include "zmlx/graph/capture.h"
 
+#include <algorithm>
 #include <unordered_map>
 
 #include "mlx/compile_impl.h"
 #include "mlx/ops.h"
+#include "mlx/transforms.h"
+#include "zmlx/graph/canonicalise.h"
 #include "zmlx/graph/primitives.h"
 #include "zmlx/runtime/error.h"
 #include "zmlx/runtime/fused.h"
@@ -53,8 +56,23 @@ bool is_leaf(const mx::array& a) {
       (a.inputs().empty() && std::string_view(a.primitive().name()) == "Load");
 }
 
+Node constant_node(const mx::array& a) {
+  auto data = std::make_shared<Constant>();
+  data->id = a.id();
+  data->scalar = scalar_of(a);
+  data->array = std::make_shared<mx::array>(a);
+  Node node;
+  node.kind = "constant";
+  node.outputs.push_back(type_of(a));
+  node.constant = std::move(data);
+  return node;
+}
+
 class Capture {
  public:
+  bool keep_arrays = false;
+  std::vector<std::pair<Value, mx::array>> arrays;
+
   explicit Capture(const Arrays& inputs) {
     values_.reserve(16384);
     for (auto& a : inputs) {
@@ -115,7 +133,11 @@ class Capture {
     }
     if (a.siblings().empty()) {
       node.outputs.push_back(type_of(a));
-      values_.emplace(a.id(), Value{graph_.add(std::move(node)), 0});
+      Value v{graph_.add(std::move(node)), 0};
+      values_.emplace(a.id(), v);
+      if (keep_arrays) {
+        arrays.emplace_back(v, a);
+      }
       return;
     }
     auto outputs = a.outputs();
@@ -124,20 +146,20 @@ class Capture {
     }
     int id = graph_.add(std::move(node));
     for (size_t i = 0; i < outputs.size(); ++i) {
-      values_.emplace(outputs[i].id(), Value{id, static_cast<int>(i)});
+      Value v{id, static_cast<int>(i)};
+      values_.emplace(outputs[i].id(), v);
+      if (keep_arrays) {
+        arrays.emplace_back(v, outputs[i]);
+      }
     }
   }
 
   Value constant(const mx::array& a) {
-    auto data = std::make_shared<Constant>();
-    data->id = a.id();
-    data->scalar = scalar_of(a);
-    data->array = std::make_shared<mx::array>(a);
-    Node node;
-    node.kind = "constant";
-    node.outputs.push_back(type_of(a));
-    node.constant = std::move(data);
-    return {graph_.add(std::move(node)), 0};
+    Value v{graph_.add(constant_node(a)), 0};
+    if (keep_arrays) {
+      arrays.emplace_back(v, a);
+    }
+    return v;
   }
 
   Graph graph_;
@@ -147,13 +169,53 @@ class Capture {
 /// Thrown out of MLX's tracing once the graph is known: compile() would go on to fuse and cache it.
 struct Traced {};
 
-Arrays node_of(const Node& node, const Arrays& in) {
+/// The parts of the graph that depend on no input, where they end: used by what does, or an output.
+std::vector<Value> constant_results(const Graph& graph) {
+  constexpr size_t limit = 1 << 20;
+  std::vector<bool> fixed(static_cast<size_t>(graph.size()));
+  std::vector<bool> listed(fixed.size());
+  std::vector<Value> results;
+  auto list = [&](Value v) {
+    auto i = static_cast<size_t>(v.node);
+    auto& node = graph[v.node];
+    if (fixed[i] && !listed[i] && !node.constant && node.outputs[0].bytes() <= limit) {
+      listed[i] = true;
+      results.push_back(v);
+    }
+  };
+  for (int id : graph.order()) {
+    auto& node = graph[id];
+    bool all = node.kind != "input" && node.outputs.size() == 1;
+    for (auto v : node.inputs) {
+      all = all && fixed[static_cast<size_t>(v.node)];
+    }
+    fixed[static_cast<size_t>(id)] = all;
+    if (!all) {
+      std::for_each(node.inputs.begin(), node.inputs.end(), list);
+    }
+  }
+  std::for_each(graph.outputs.begin(), graph.outputs.end(), list);
+  return results;
+}
+
+} // namespace
+
+Arrays emit_node(const Node& node, const Arrays& inputs) {
+  auto in = inputs;
   if (auto* op = find_op(node.kind)) {
     return zmlx::node(*op, in, node.attrs);
   }
   auto shape = mlx_shape(node.outputs[0].shape);
+  // Views and broadcasts are what canonicalise() changes; everything else runs as it was.
   if (node.kind == "Reshape") {
     return {mx::reshape(in[0], shape)};
+  }
+  if (node.kind == "Broadcast") {
+    return {mx::broadcast_to(in[0], shape)};
+  }
+  if (node.kind == "Transpose") {
+    auto& axes = node.attrs.list("axes");
+    return {mx::transpose(in[0], std::vector<int>(axes.begin(), axes.end()))};
   }
   if (!node.origin) {
     fail("emit", "a node of kind ", node.kind, " has no primitive to run.");
@@ -165,13 +227,41 @@ Arrays node_of(const Node& node, const Arrays& in) {
     dtypes.push_back(mlx_dtype(type.dtype));
   }
   auto primitive = std::static_pointer_cast<mx::Primitive>(node.origin);
+  if (is_elementwise(node.kind)) {
+    for (auto& a : in) {
+      a = mx::broadcast_to(a, shape);
+    }
+  }
   return mx::array::make_arrays(std::move(shapes), dtypes, primitive, in);
 }
 
-} // namespace
-
 Graph capture(const Arrays& inputs, const Arrays& outputs) {
   return Capture(inputs).run(outputs);
+}
+
+Captured capture_with_arrays(const Arrays& outputs) {
+  Capture capture({});
+  capture.keep_arrays = true;
+  auto graph = capture.run(outputs);
+  return {std::move(graph), std::move(capture.arrays)};
+}
+
+void fold_constants(Graph& graph) {
+  auto results = constant_results(graph);
+  if (results.empty()) {
+    return;
+  }
+  Graph part = graph;
+  part.inputs.clear();
+  part.outputs = results;
+  auto arrays = emit(part, {});
+  mx::eval(arrays);
+  std::vector<std::pair<Value, Value>> pairs;
+  for (size_t i = 0; i < results.size(); ++i) {
+    pairs.emplace_back(results[i], Value{graph.add(constant_node(arrays[i])), 0});
+  }
+  graph.replace(pairs);
+  graph.prune();
 }
 
 Graph trace(const std::function<Arrays(const Arrays&)>& fn, const Arrays& examples) {
@@ -230,7 +320,7 @@ Arrays emit(const Graph& graph, const Arrays& inputs) {
     for (auto& v : node.inputs) {
       in.push_back(values[static_cast<size_t>(v.node)][static_cast<size_t>(v.output)]);
     }
-    out = node_of(node, in);
+    out = emit_node(node, in);
   }
   Arrays results;
   for (auto& v : graph.outputs) {

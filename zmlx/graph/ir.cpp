@@ -60,6 +60,11 @@ void Graph::replace(const std::vector<std::pair<Value, Value>>& pairs) {
     std::for_each(node.inputs.begin(), node.inputs.end(), redirect);
   }
   std::for_each(outputs.begin(), outputs.end(), redirect);
+  for (auto& v : tracked) {
+    if (v) {
+      redirect(v);
+    }
+  }
 }
 
 std::vector<int> Graph::order() const {
@@ -118,12 +123,16 @@ std::vector<int> Graph::prune() {
   for (int id : needed) {
     keep(id);
   }
-  auto rename = [&](Value& v) { v.node = renamed[static_cast<size_t>(v.node)]; };
+  auto rename = [&](Value& v) {
+    v.node = v ? renamed[static_cast<size_t>(v.node)] : -1;
+    v.output = v ? v.output : 0;
+  };
   for (auto& node : kept) {
     std::for_each(node.inputs.begin(), node.inputs.end(), rename);
   }
   std::for_each(inputs.begin(), inputs.end(), rename);
   std::for_each(outputs.begin(), outputs.end(), rename);
+  std::for_each(tracked.begin(), tracked.end(), rename);
   nodes_ = std::move(kept);
   return renamed;
 }

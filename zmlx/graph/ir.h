@@ -80,6 +80,9 @@ class Graph {
 
   std::vector<Value> inputs;
   std::vector<Value> outputs;
+  /// Values whose place somebody wants to know after changes; they keep nothing alive, and a
+  /// dropped one becomes Value{}.
+  std::vector<Value> tracked;
 
  private:
   std::vector<Node> nodes_;
