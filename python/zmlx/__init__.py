@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from types import ModuleType
+from typing import Any
 
 import mlx.core as mx
 
@@ -35,13 +35,16 @@ if _ext.mlx_version != mx.__version__:
 
 # `zmlx.patch` is the module: a function of that name would hide `zmlx.patch.explain`.
 _PARTS = ("bench", "patch", "presets")
+_FUNCTIONS = {"compile": "zmlx.functions", "rewrite": "zmlx.functions"}
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     if name in _PARTS:
         return importlib.import_module(f"zmlx.{name}")
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
     raise AttributeError(f"module 'zmlx' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_PARTS])
+    return sorted([*globals(), *_PARTS, *_FUNCTIONS])
