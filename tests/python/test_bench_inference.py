@@ -266,6 +266,20 @@ def test_the_report_begins_with_the_tokens_and_ends_with_the_table():
     assert text.splitlines()[-1].startswith("| peak memory")
 
 
+def test_a_model_that_could_not_be_patched_is_called_so():
+    class Unsupported(Patch):
+        def patch(self, model):
+            super().patch(model)
+            model.zmlx.patched = False
+            model.zmlx.reasons = ["cache type ArraysCache"]
+            return model
+
+    text = report.markdown(run(Unsupported()))
+    assert "- patch: left the model as it was" in text
+    assert "- left to MLX: cache type ArraysCache" in text
+    assert "patterns:" not in text
+
+
 def test_overlapping_runs_are_no_difference():
     result = run()
     for side in ("stock", "patched"):

@@ -168,13 +168,20 @@ def _fidelity(result: dict[str, Any]) -> str:
 def _patch(result: dict[str, Any]) -> list[str]:
     if not result["patch"] or result["patch"][0]["report"] is None:
         return []
-    patches = result["patch"]
-    report = patches[-1]["report"]
-    seconds = number(patches[0]["seconds"])
-    if len(patches) > 1:
-        seconds += f" s, later {number(min(patch['seconds'] for patch in patches[1:]))}"
+    report = result["patch"][-1]["report"]
+    lines = _plan(result, report) if report["patched"] else ["patch: left the model as it was"]
+    lines += [f"left to MLX: {reason}" for reason in report["reasons"]]
+    return lines + [
+        f"calls that stock answered: {count} ({reason})"
+        for reason, count in report["stock_calls"].items()
+    ]
+
+
+def _plan(result: dict[str, Any], report: dict[str, Any]) -> list[str]:
+    first, *later = (number(patch["seconds"]) for patch in result["patch"])
+    again = f" (again: {', '.join(later)} s)" if later else ""
     line = (
-        f"patch: {seconds} s; graph of {report['nodes_before']:,} nodes to "
+        f"patch: {first} s{again}; graph of {report['nodes_before']:,} nodes to "
         f"{report['nodes_after']:,}, {report['launches']:,} launches"
     )
     speed = result["summary"]["generation_tps"]["patched"]
@@ -185,12 +192,7 @@ def _patch(result: dict[str, Any]) -> list[str]:
             "while generating"
         )
     fired = ", ".join(f"{name} {count}" for name, count in report["patterns"].items())
-    lines = [line, f"patterns: {fired}" if fired else "patterns: none fired"]
-    lines += [f"left to MLX: {reason}" for reason in report["reasons"]]
-    return lines + [
-        f"calls that stock answered: {count} ({reason})"
-        for reason, count in report["stock_calls"].items()
-    ]
+    return [line, f"patterns: {fired}" if fired else "patterns: none fired"]
 
 
 def _incomplete(result: dict[str, Any]) -> list[str]:
