@@ -61,13 +61,15 @@ bool adds_leading_ones(const Shape& from, const Shape& to) {
   return true;
 }
 
-/// Inputs of a node that broadcasts need no Broadcast, nor a Reshape that adds leading ones.
+/// Inputs of a node that broadcasts need no Broadcast, nor a Reshape that adds leading ones to an
+/// array that is repeated.
 Value skip_broadcasts(Graph& graph, int id) {
+  auto size = graph[id].outputs[0].shape.size();
   for (auto& v : graph[id].inputs) {
     for (;;) {
       auto& node = graph[v.node];
       bool skip = node.kind == "Broadcast" ||
-          (node.kind == "Reshape" &&
+          (node.kind == "Reshape" && node.outputs[0].shape.size() < size &&
            adds_leading_ones(graph.type(node.inputs[0]).shape, node.outputs[0].shape));
       if (!skip) {
         break;

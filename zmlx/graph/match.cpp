@@ -34,13 +34,14 @@ Sought::Sought(Graph canonical) : graph(std::move(canonical)) {
   for (auto v : graph.outputs) {
     roots.push_back(graph[v.node].kind == "Reshape" ? graph[v.node].inputs[0] : v);
   }
-  owned.resize(static_cast<size_t>(graph.size()), false);
+  std::vector<bool> depends(static_cast<size_t>(graph.size()), false);
   for (int id = 0; id < graph.size(); ++id) {
     auto& in = graph[id].inputs;
-    owned[static_cast<size_t>(id)] = (!graph.inputs.empty() && id == graph.inputs[0].node) ||
-        std::any_of(in.begin(), in.end(), [&](Value v) {
-                                       return owned[static_cast<size_t>(v.node)];
-                                     });
+    bool is_first = !graph.inputs.empty() && id == graph.inputs[0].node;
+    depends[static_cast<size_t>(id)] = is_first || std::any_of(in.begin(), in.end(), [&](Value v) {
+                                         return depends[static_cast<size_t>(v.node)];
+                                       });
+    owned.push_back(depends[static_cast<size_t>(id)] && graph[id].kind != "Reshape");
   }
   int64_t most = -1;
   for (size_t i = 0; i < roots.size(); ++i) {

@@ -11,7 +11,7 @@
 #include "mlx/ops.h"
 #include "zmlx/graph/canonicalise.h"
 #include "zmlx/graph/capture.h"
-#include "zmlx/patterns/merge_linears.h"
+#include "zmlx/patterns/linears.h"
 #include "zmlx/patterns/pattern.h"
 #include "zmlx/runtime/error.h"
 
@@ -49,6 +49,10 @@ std::vector<Prepared>& prepared() {
       for (auto& example : pattern->examples()) {
         p.examples.emplace_back(trace_canonical(pattern->find, example.variables, example.attrs));
       }
+      // The larger variant first: the smaller may be a part of it.
+      std::stable_sort(p.examples.begin(), p.examples.end(), [](auto& a, auto& b) {
+        return a.graph.size() > b.graph.size();
+      });
       all.push_back(std::move(p));
     }
     return all;
@@ -56,7 +60,7 @@ std::vector<Prepared>& prepared() {
   return list;
 }
 
-/// Traces both sides on placeholders. Nothing for types that `find` or an op of `put` refuses.
+/// Traces both sides on placeholders. Nothing for types that `find` or `put` refuses.
 Proof make_proof(const Pattern& pattern, const Attrs& attrs, const Types& types) {
   Proof proof{attrs, types, nullptr, {}};
   Arrays placeholders;
@@ -81,7 +85,7 @@ Proof make_proof(const Pattern& pattern, const Attrs& attrs, const Types& types)
     if (fits) {
       proof.exact = std::move(exact);
     }
-  } catch (const std::invalid_argument&) {
+  } catch (const std::logic_error&) {
   }
   return proof;
 }
@@ -349,10 +353,14 @@ run(Graph& graph, const RewriteOptions& options, const CanonicaliseOptions& cano
   debug_print("canonicalise", graph);
   int last = all_patterns().empty() ? -1 : all_patterns().back()->stage;
   for (int stage = 0; stage <= last; ++stage) {
-    if (stage == merge_linears_stage && chosen.contains("merge_linears")) {
-      if (int n = merge_linears(graph)) {
-        report.fired["merge_linears"] += n;
-        debug_print("merge_linears", graph);
+    for (auto& pass : passes) {
+      if (pass.stage != stage || !chosen.contains(pass.name)) {
+        continue;
+      }
+      if (int n = pass.run(graph)) {
+        canonicalise(graph, canonical);
+        report.fired[pass.name] += n;
+        debug_print(pass.name, graph);
       }
     }
     run_stage(graph, stage, chosen, canonical, report);
@@ -400,7 +408,10 @@ void overwrite(std::vector<std::optional<mx::array>>& olds, Arrays& fresh) {
 } // namespace
 
 std::vector<std::string> pattern_names() {
-  std::vector<std::string> names{"merge_linears"};
+  std::vector<std::string> names;
+  for (auto& pass : passes) {
+    names.emplace_back(pass.name);
+  }
   for (auto* pattern : all_patterns()) {
     names.push_back(pattern->name);
   }

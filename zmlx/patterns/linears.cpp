@@ -1,11 +1,9 @@
-// zmlx/patterns/merge_linears.cpp: the one rewrite with any number of roots, hence a pass and no
+// zmlx/patterns/linears.cpp: lifting reshapes out of linear layers, and merging layers that read the same input.
 // pattern.
-#include "zmlx/patterns/merge_linears.h"
+#include "zmlx/patterns/linears.h"
 
 #include <algorithm>
 #include <map>
-
-#include "zmlx/graph/canonicalise.h"
 
 namespace zmlx {
 namespace {
@@ -22,6 +20,49 @@ bool is_mergeable(const Graph& graph, const Node& node) {
 }
 
 } // namespace
+
+int lift_linears(Graph& graph) {
+  auto users = graph.users();
+  std::vector<bool> is_output(users.size(), false);
+  for (auto v : graph.outputs) {
+    is_output[static_cast<size_t>(v.node)] = true;
+  }
+  std::vector<std::pair<Value, Value>> pairs;
+  int count = graph.size();
+  for (int id = 0; id < count; ++id) {
+    auto& of = users[static_cast<size_t>(id)];
+    bool plain = graph[id].kind == "linear" && graph[id].attrs.integer("outputs") == 1 &&
+        !graph[id].attrs.integer("residual", 0);
+    if (!plain || of.empty() || is_output[static_cast<size_t>(id)]) {
+      continue;
+    }
+    auto type = graph[of[0]].outputs[0];
+    auto& from = graph[id].outputs[0].shape;
+    bool alike = std::all_of(of.begin(), of.end(), [&](int user) {
+      return graph[user].kind == "Reshape" && graph[user].outputs[0] == type;
+    });
+    if (!alike || type.shape.rank() == 0 || type.shape[-1] != from[-1]) {
+      continue;
+    }
+    Node view;
+    view.kind = "Reshape";
+    view.inputs = {graph[id].inputs[0]};
+    view.outputs = {type};
+    view.outputs[0].shape[-1] = graph.type(view.inputs[0]).shape[-1];
+    Node lifted = graph[id];
+    lifted.inputs[0] = {graph.add(std::move(view)), 0};
+    lifted.outputs = {type};
+    Value result{graph.add(std::move(lifted)), 0};
+    for (int user : of) {
+      pairs.emplace_back(Value{user, 0}, result);
+    }
+  }
+  if (!pairs.empty()) {
+    graph.replace(pairs);
+    graph.prune();
+  }
+  return static_cast<int>(pairs.size());
+}
 
 int merge_linears(Graph& graph) {
   std::map<Value, std::vector<int>> readers;
