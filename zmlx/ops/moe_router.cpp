@@ -235,8 +235,8 @@ Arrays reference(const Arrays& in, const Attrs& attrs) {
   auto gates = mx::softmax(logits, -1, true);
   const int experts = gates.shape(-1);
   const int k = static_cast<int>(op.k);
-  // Not the last step: mx::vjp takes no cotangent for an output that is itself a stop_gradient.
-  auto order = mx::stop_gradient(mx::argpartition(gates, experts - k, -1));
+  // Stopped before, not after: mx::vjp takes no cotangent for an output that is a stop_gradient.
+  auto order = mx::argpartition(mx::stop_gradient(gates), experts - k, -1);
   mx::Shape start(order.ndim(), 0);
   start.back() = experts - k;
   auto indices = mx::slice(order, start, order.shape());
