@@ -1,0 +1,164 @@
+// python/src/ext.cpp: the extension module: ops, compile, rewrite and the patched model's runner.
+// Thin.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/function.h>
+#include <nanobind/stl/map.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/variant.h>
+#include <nanobind/stl/vector.h>
+
+#include "mlx/mlx.h"
+#include "mlx/version.h"
+#include "runner.h"
+#include "zmlx/plan/compile.h"
+#include "zmlx/plan/execute.h"
+#include "zmlx/runtime/fused.h"
+#include "zmlx/runtime/team.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace zmlx;
+
+namespace {
+
+Attr attr_of(nb::handle value) {
+  if (nb::isinstance<nb::bool_>(value) || nb::isinstance<nb::int_>(value)) {
+    return nb::cast<int64_t>(value);
+  }
+  if (nb::isinstance<nb::float_>(value)) {
+    return nb::cast<double>(value);
+  }
+  if (nb::isinstance<nb::str>(value)) {
+    return nb::cast<std::string>(value);
+  }
+  return nb::cast<std::vector<int64_t>>(value);
+}
+
+Attrs attrs_of(const nb::dict& items) {
+  Attrs attrs;
+  for (auto [name, value] : items) {
+    attrs.set(nb::cast<std::string>(name), attr_of(value));
+  }
+  return attrs;
+}
+
+RewriteOptions options_of(
+    const std::vector<std::string>& include,
+    const std::vector<std::string>& exclude,
+    bool exact) {
+  RewriteOptions options;
+  options.include = include;
+  options.exclude = exclude;
+  options.exact = exact;
+  return options;
+}
+
+int runner_traverse(PyObject* self, visitproc visit, void* arg) {
+  Py_VISIT(Py_TYPE(self));
+  return nb::inst_ready(self) ? nb::inst_ptr<Runner>(self)->traverse(visit, arg) : 0;
+}
+
+int runner_clear(PyObject* self) {
+  nb::inst_ptr<Runner>(self)->clear();
+  return 0;
+}
+
+PyType_Slot runner_slots[] = {
+    {Py_tp_traverse, reinterpret_cast<void*>(runner_traverse)},
+    {Py_tp_clear, reinterpret_cast<void*>(runner_clear)},
+    {0, nullptr},
+};
+
+} // namespace
+
+NB_MODULE(_ext, m) {
+  nb::module_::import_("mlx.core");
+
+  m.attr("mlx_version") = std::to_string(MLX_VERSION_MAJOR) + '.' + std::to_string(MLX_VERSION_MINOR) + '.' +
+      std::to_string(MLX_VERSION_PATCH);
+  m.def("loaded_mlx_version", [] { return std::string(mx::version()); });
+
+  m.def("op_names", [] {
+    std::vector<std::string> names;
+    for (auto* op : all_ops()) {
+      names.push_back(op->name);
+    }
+    return names;
+  });
+  m.def("op_args", [](const std::string& name) { return op_named(name).args; });
+  m.def("op_doc", [](const std::string& name) { return op_named(name).doc; });
+  m.def(
+      "apply",
+      [](const std::string& name, const Arrays& inputs, const nb::dict& attrs) {
+        return apply(op_named(name), inputs, attrs_of(attrs));
+      },
+      "name"_a,
+      "inputs"_a,
+      "attrs"_a = nb::dict());
+  m.def(
+      "node",
+      [](const std::string& name, const Arrays& inputs, const nb::dict& attrs) {
+        return node(op_named(name), inputs, attrs_of(attrs));
+      },
+      "name"_a,
+      "inputs"_a,
+      "attrs"_a = nb::dict());
+  m.def("pattern_names", [] { return pattern_names(); });
+  m.def(
+      "rewrite", [](const Arrays& arrays) { return rewrite(arrays); }, "arrays"_a);
+  m.def(
+      "compile",
+      [](std::function<Arrays(const Arrays&)> fn,
+         const std::vector<std::string>& include,
+         const std::vector<std::string>& exclude,
+         bool exact) { return compile(std::move(fn), options_of(include, exclude, exact)); },
+      "fn"_a,
+      "include"_a = std::vector<std::string>(),
+      "exclude"_a = std::vector<std::string>(),
+      "exact"_a = false);
+  m.def("num_threads", [] { return Team::instance().size(); });
+  m.def("state_counts", [] {
+    auto counts = state_counts();
+    return nb::make_tuple(counts.in_place, counts.copied);
+  });
+
+  nb::class_<RewriteReport>(m, "RewriteReport")
+      .def_ro("fired", &RewriteReport::fired)
+      .def_ro("nodes_before", &RewriteReport::nodes_before)
+      .def_ro("nodes_after", &RewriteReport::nodes_after);
+
+  nb::class_<Runner>(m, "Runner", nb::type_slots(runner_slots))
+      .def(
+          "__init__",
+          [](Runner* self,
+             nb::object trace_step,
+             nb::object cache_type,
+             nb::list entries,
+             nb::list buffer_types,
+             const std::vector<std::string>& include,
+             const std::vector<std::string>& exclude,
+             bool exact) {
+            new (self) Runner(
+                std::move(trace_step),
+                std::move(cache_type),
+                std::move(entries),
+                std::move(buffer_types),
+                options_of(include, exclude, exact));
+          },
+          "trace_step"_a,
+          "cache_type"_a,
+          "entries"_a,
+          "buffer_types"_a,
+          "include"_a,
+          "exclude"_a,
+          "exact"_a)
+      .def("__call__", &Runner::call, "tokens"_a, "cache"_a.none())
+      .def("prepare", &Runner::prepare, "batch"_a, "tokens"_a)
+      .def("explain", &Runner::explain, "batch"_a, "tokens"_a)
+      .def_prop_ro("report", &Runner::report)
+      .def_ro("reasons", &Runner::reasons)
+      .def_ro("reason", &Runner::reason)
+      .def_ro("bytes_per_run", &Runner::bytes_per_run)
+      .def_ro("launches", &Runner::launches)
+      .def_ro("seconds", &Runner::seconds);
+}

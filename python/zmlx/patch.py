@@ -1,0 +1,249 @@
+"""Make an `mlx_lm` model fast: `patch(model)` replays its step from one fused plan, `unpatch(model)` restores it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.cache import KVCache, make_prompt_cache
+
+from zmlx import _ext
+
+
+@dataclass
+class Report:
+    """What `patch` did to a model; the model's attribute `zmlx`.
+
+    Figures are for the decode step (one token, batch of one).
+    """
+
+    patched: bool = False
+    """Whether a plan was made; when not, the model runs as before and `reasons` says why."""
+    patterns: dict[str, int] = field(default_factory=dict)
+    """How often each pattern fired."""
+    nodes_before: int = 0
+    """Nodes of the graph as captured from MLX."""
+    nodes_after: int = 0
+    """Nodes after rewriting."""
+    launches: int = 0
+    """Kernels that one step runs."""
+    bytes_per_token: int = 0
+    """Bytes of weights and activations that one step reads and writes; the KV cache comes on top."""
+    reasons: list[str] = field(default_factory=list)
+    """What has no kernel and why nothing was planned."""
+    seconds: float = 0.0
+    """Time that `patch` took."""
+    stock_calls: Counter[str] = field(default_factory=Counter)
+    """Calls that went to the model itself, by reason."""
+
+    def __str__(self) -> str:
+        if not self.patched:
+            return "zmlx: left as it was: " + "; ".join(self.reasons)
+        fired = ", ".join(f"{name} {count}" for name, count in sorted(self.patterns.items()))
+        return (
+            f"zmlx: {self.nodes_before} nodes became {self.launches} launches, "
+            f"{self.bytes_per_token / 1e6:.1f} MB a token, in {self.seconds:.2f} s\n{fired}"
+        )
+
+
+class _TraceCache:
+    """Stands in for a layer's `KVCache` while the step is traced: offset and buffers are inputs of the graph."""
+
+    step = KVCache.step
+
+    def __init__(self, keys: mx.array, values: mx.array, offset: mx.array) -> None:
+        self.keys = keys
+        self.values = values
+        self.offset = offset
+        self._start = offset
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        (self.keys,) = _ext.node("kv_update", [self.keys, keys, self._start])
+        (self.values,) = _ext.node("kv_update", [self.values, values, self._start])
+        self.offset = self._start + keys.shape[2]
+        return self.keys, self.values
+
+    def make_mask(
+        self, N: int, return_array: bool = False, window_size: int | None = None
+    ) -> mx.array:
+        attrs = {"tokens": N, "capacity": self.keys.shape[2], "window": window_size or 0}
+        return _ext.node("causal_mask", [self._start], attrs)[0]
+
+
+def _entries(model: nn.Module) -> Iterator[tuple[Any, Any]]:
+    """(container, key) of every array, module and list below a model: what a captured step depends on."""
+    stack: list[Any] = [model]
+    while stack:
+        container = stack.pop()
+        items = enumerate(container) if isinstance(container, list) else container.items()
+        for key, value in items:
+            if isinstance(value, mx.array):
+                yield container, key
+            elif isinstance(value, (dict, list)):
+                yield container, key
+                stack.append(value)
+
+
+def _buffer_types(model: nn.Module, caches: list[KVCache]) -> list[tuple[int, int, mx.Dtype]]:
+    """(heads, head size, dtype) of each layer's keys and values, from a lazily built step that is never evaluated."""
+    model(mx.zeros((1, 1), mx.int32), cache=caches)
+    arrays = [a for cache in caches for a in (cache.keys, cache.values)]
+    return [(a.shape[1], a.shape[3], a.dtype) for a in arrays]
+
+
+class _Patched:
+    """Mixed into a patched model's class: calls go to the runner, everything else is as it was."""
+
+    def __call__(self, inputs: mx.array, cache: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if not args and not any(value is not None for value in kwargs.values()):
+            runner = self._zmlx_runner
+            logits = runner(inputs, cache)
+            if logits is not None:
+                return logits
+            self.zmlx.stock_calls[runner.reason] += 1
+        return self._zmlx_class.__call__(self, inputs, cache, *args, **kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A pickled or copied model is the model as it was."""
+        state = vars(self).copy()
+        cls = type(self)
+        unpatch(self)
+        try:
+            return super().__reduce_ex__(protocol)
+        finally:
+            object.__setattr__(self, "__class__", cls)
+            vars(self).update(state)
+
+
+def is_patched(model: nn.Module) -> bool:
+    """Whether `patch` is in effect on this model."""
+    return isinstance(model, _Patched)
+
+
+def patch(
+    model: nn.Module,
+    patterns: list[str] | None = None,
+    exclude: list[str] | None = None,
+    exact: bool = False,
+    verbose: bool = False,
+) -> nn.Module:
+    """Patches an `mlx_lm` model in place and returns it.
+
+    The model's step is captured, rewritten with fused ops and planned; calls `model(tokens, cache=cache)` then replay
+    the plan. Calls that the plan does not cover (another cache type, embeddings as input, training) run the model as
+    before and are counted in `model.zmlx.stock_calls`. Prompts are planned on the first call of each length.
+
+    Args:
+        model: a model from `mlx_lm.load`.
+        patterns: names of the patterns to use, by default all.
+        exclude: names of patterns not to use.
+        exact: round intermediate values where the unfused graph rounds them.
+        verbose: print the report.
+
+    Returns:
+        The same object. `model.zmlx` is a `Report`.
+
+    Raises:
+        TypeError: `model` is not an `mlx.nn.Module`.
+        ValueError: a pattern name is unknown.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"[patch] model must be an mlx.nn.Module but is {type(model).__name__}.")
+    known = _ext.pattern_names()
+    for name in [*(patterns or []), *(exclude or [])]:
+        if name not in known:
+            raise ValueError(f"[patch] there is no pattern '{name}'; known: {', '.join(known)}.")
+    if is_patched(model):
+        unpatch(model)
+
+    start = time.perf_counter()
+    report = Report()
+    try:
+        runner = _make_runner(model, patterns, exclude, exact)
+        report.patched = runner.prepare(1, 1)
+        report.reasons = list(runner.reasons)
+        report.patterns = dict(runner.report.fired)
+        report.nodes_before = runner.report.nodes_before
+        report.nodes_after = runner.report.nodes_after
+        report.launches = runner.launches
+        report.bytes_per_token = runner.bytes_per_run
+    except _Unsupported as reason:
+        report.reasons = [str(reason)]
+    report.seconds = time.perf_counter() - start
+
+    object.__setattr__(model, "zmlx", report)
+    if report.patched:
+        base = type(model)
+        cls = type(base.__name__, (_Patched, base), {"__module__": base.__module__})
+        cls.__qualname__ = base.__qualname__
+        object.__setattr__(model, "_zmlx_class", base)
+        object.__setattr__(model, "_zmlx_runner", runner)
+        object.__setattr__(model, "__class__", cls)
+    if verbose:
+        print(report, file=sys.stderr)
+    return model
+
+
+def unpatch(model: nn.Module) -> nn.Module:
+    """Restores a patched model to exactly what it was and returns it; does nothing to a model that is not patched."""
+    if is_patched(model):
+        object.__setattr__(model, "__class__", model._zmlx_class)
+    for name in ("zmlx", "_zmlx_class", "_zmlx_runner"):
+        vars(model).pop(name, None)
+    return model
+
+
+def explain(model: nn.Module, tokens: int = 1, batch: int = 1) -> str:
+    """The graph of a step before and after rewriting, and its plan with launches and bytes, as text.
+
+    Args:
+        model: a model, patched or not.
+        tokens: tokens a sequence in the step: 1 for decode, more for a prompt.
+        batch: sequences.
+    """
+    if is_patched(model):
+        return model._zmlx_runner.explain(batch, tokens)
+    return _make_runner(model, None, None, False).explain(batch, tokens)
+
+
+class _Unsupported(Exception):
+    """Why a model cannot be captured."""
+
+
+def _make_runner(
+    model: nn.Module, patterns: list[str] | None, exclude: list[str] | None, exact: bool
+) -> _ext.Runner:
+    forward = type(model).__call__
+    if is_patched(model):
+        forward = model._zmlx_class.__call__
+    try:
+        caches = make_prompt_cache(model)
+    except Exception as error:
+        raise _Unsupported(f"no prompt cache can be made: {error}") from error
+    for cache in caches:
+        if type(cache) is not KVCache:
+            raise _Unsupported(f"cache type {type(cache).__name__}")
+    mx.eval(model.parameters())
+    buffers = _buffer_types(model, caches)
+
+    def trace_step(arrays: list[mx.array]) -> list[mx.array]:
+        tokens, offset, *kv = arrays
+        cache = [_TraceCache(k, v, offset) for k, v in zip(kv[::2], kv[1::2], strict=True)]
+        logits = forward(model, tokens, cache=cache)
+        return [logits, *(a for c in cache for a in (c.keys, c.values))]
+
+    return _ext.Runner(
+        trace_step,
+        KVCache,
+        list(_entries(model)),
+        buffers,
+        list(patterns or []),
+        list(exclude or []),
+        exact,
+    )
