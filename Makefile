@@ -31,7 +31,7 @@ build_requirements = $(shell sed -n 's/^requires = \[\(.*\)\]/\1/p' pyproject.to
 cpp_sources := $(sort $(shell find zmlx python/src -name '*.cpp' -o -name '*.h'))
 cpp_files := $(cpp_sources) $(sort $(shell find tests -name '*.cpp' -o -name '*.h'))
 tidy_files := $(filter-out tests/cmake_consumer/%, $(filter %.cpp, $(cpp_files)))
-configure := -DPython_EXECUTABLE=$(bin)/python -DZMLX_WERROR=$(WERROR)
+configure := --log-level=WARNING -DPython_EXECUTABLE=$(bin)/python
 
 .PHONY: build test test-cpp test-python bench lint format asan tsan clean help
 
@@ -43,7 +43,7 @@ build: $(done)/package ## Builds the package into .venv (Python files are used f
 test: test-cpp test-python ## Runs all tests
 
 test-cpp: $(done)/package $(done)/gtest ## Runs the C++ tests
-	cmake --preset dev $(configure) --log-level=WARNING
+	cmake --preset dev $(configure) -DZMLX_WERROR=$(WERROR)
 	cmake --build --preset dev
 	ctest --preset dev
 
@@ -53,11 +53,11 @@ test-python: $(done)/package ## Runs the Python tests
 bench: $(done)/package ## Compares stock and patched mlx_lm on a small model, in a few minutes
 	zmlx bench inference --model demo
 
-lint: $(done)/package $(done)/gtest $(done)/lint ## Checks format and mistakes, C++ and Python
+lint: $(done)/gtest $(done)/lint ## Checks format and mistakes, C++ and Python
 	clang-format-14 --dry-run -Werror $(cpp_files)
 	ruff check
 	ruff format --check
-	cmake --preset dev $(configure) --log-level=WARNING
+	cmake --preset dev $(configure) -DZMLX_WERROR=$(WERROR)
 	printf '%s\0' $(tidy_files) | xargs -0 -n 1 -P $(JOBS) tools/tidy.sh build/dev
 
 format: $(done)/lint ## Formats C++ and Python
@@ -65,7 +65,7 @@ format: $(done)/lint ## Formats C++ and Python
 	ruff format
 
 asan tsan: $(done)/tools $(done)/gtest ## Runs the C++ tests under sanitizers (asan: address and undefined behaviour, tsan: threads)
-	cmake --preset $@ $(configure) --log-level=WARNING
+	cmake --preset $@ $(configure)
 	cmake --build --preset $@
 	ctest --preset $@
 
@@ -81,7 +81,7 @@ $(done)/tools: pyproject.toml
 
 # Built in sight first, so that pip, which hides its work, finds everything done.
 $(done)/package: $(done)/tools CMakeLists.txt $(wildcard cmake/*) $(cpp_sources)
-	cmake --preset dev $(configure) -DZMLX_BUILD_TESTS=OFF --log-level=WARNING
+	cmake --preset dev $(configure) -DZMLX_WERROR=$(WERROR) -DZMLX_BUILD_TESTS=OFF
 	cmake --build --preset dev
 	pip install -q --no-build-isolation --config-settings=build-dir=build/dev \
 	  --config-settings=cmake.define.ZMLX_WERROR=$(WERROR) --editable '.[test]'
