@@ -65,9 +65,7 @@ TEST(Ops, KernelsMatchTheirReferencesInFloat32) {
     want = comparable(want, dtype);
     for (size_t i = 0; i < got.size(); ++i) {
       SCOPED_TRACE("output " + std::to_string(i));
-      // exact=1 rounds at every step of the unfused graph, which adds up to twice the error.
-      bool exact = example.attrs.integer("exact", 0) != 0;
-      expect_close(got[i], want[i], tolerance_of(dtype) * (exact ? 2 : 1));
+      expect_close(got[i], want[i], tolerance_of(dtype));
     }
   });
 }

@@ -1,5 +1,9 @@
 // zmlx/kernel/cpu/simd_math-inl.h: vectors of float32 over memory of f32, f16 or bf16: load, store,
 // round, exp. Included once for each instruction set.
+#include <cmath>
+#include <cstdint>
+#include <type_traits>
+
 #include "hwy/highway.h"
 #include "zmlx/runtime/tensor.h"
 
@@ -32,8 +36,52 @@ HWY_INLINE size_t lanes() {
 HWY_INLINE Floats load(const float* p) {
   return hn::LoadU(F32(), p);
 }
+
+using Halves = hn::Vec<hn::Rebind<hwy::float16_t, F32>>;
+
+#if HWY_TARGET == HWY_SCALAR
+// Highway's emulation truncates, and has neither infinities nor NaN.
+HWY_INLINE Floats from_half(Halves v) {
+  const uint32_t sign = (v.raw.bits & 0x8000u) << 16;
+  const uint32_t size = v.raw.bits & 0x7FFFu;
+  float x = 0;
+  if (size < 0x400) {
+    x = std::ldexp(static_cast<float>(size), -24);
+  } else {
+    const uint32_t bits = (size << 13) + (size < 0x7C00 ? 0x38000000u : 0x70000000u);
+    hwy::CopySameSize(&bits, &x);
+  }
+  return Floats(sign ? -x : x);
+}
+HWY_INLINE Halves to_half(Floats v) {
+  uint32_t bits;
+  hwy::CopySameSize(&v.raw, &bits);
+  const uint32_t sign = (bits >> 16) & 0x8000u;
+  uint32_t size = bits & 0x7FFFFFFFu;
+  if (size > 0x7F800000u) {
+    size = 0x7E00u;
+  } else if (size >= 0x477FF000u) {
+    size = 0x7C00u;
+  } else if (size < 0x38800000u) {
+    size = static_cast<uint32_t>(std::nearbyint(std::ldexp(std::fabs(v.raw), 24)));
+  } else {
+    size = (size - 0x38000000u + 0xFFFu + ((size >> 13) & 1u)) >> 13;
+  }
+  hwy::float16_t half;
+  half.bits = static_cast<uint16_t>(sign | size);
+  return Halves(half);
+}
+#else
+HWY_INLINE Floats from_half(Halves v) {
+  return hn::PromoteTo(F32(), v);
+}
+HWY_INLINE Halves to_half(Floats v) {
+  return hn::DemoteTo(hn::Rebind<hwy::float16_t, F32>(), v);
+}
+#endif
+
 HWY_INLINE Floats load(const hwy::float16_t* p) {
-  return hn::PromoteTo(F32(), hn::LoadU(hn::Rebind<hwy::float16_t, F32>(), p));
+  return from_half(hn::LoadU(hn::Rebind<hwy::float16_t, F32>(), p));
 }
 HWY_INLINE Floats load(const hwy::bfloat16_t* p) {
   return hn::PromoteTo(F32(), hn::LoadU(hn::Rebind<hwy::bfloat16_t, F32>(), p));
@@ -53,8 +101,7 @@ HWY_INLINE void store(Floats v, float* p) {
   hn::StoreU(v, F32(), p);
 }
 HWY_INLINE void store(Floats v, hwy::float16_t* p) {
-  const hn::Rebind<hwy::float16_t, F32> dh;
-  hn::StoreU(hn::DemoteTo(dh, v), dh, p);
+  hn::StoreU(to_half(v), hn::Rebind<hwy::float16_t, F32>(), p);
 }
 HWY_INLINE void store(Floats v, hwy::bfloat16_t* p) {
   const hn::Rebind<int32_t, F32> di;
@@ -103,7 +150,7 @@ HWY_INLINE Floats round_to(Floats v) {
   } else if constexpr (std::is_same_v<T, hwy::bfloat16_t>) {
     return hn::BitCast(F32(), bf16_bits(v));
   } else {
-    return hn::PromoteTo(F32(), hn::DemoteTo(hn::Rebind<hwy::float16_t, F32>(), v));
+    return from_half(to_half(v));
   }
 }
 template <typename T>
