@@ -87,7 +87,7 @@ def preset_options(command: Any) -> Any:
 @click.option("--json", "out", type=click.Path(dir_okay=False, path_type=Path), help="Result.")
 def inference(out: Path | None, **options: Any) -> None:
     """Stock mlx_lm against the patched model, on the same weights, in alternating runs."""
-    measure(Options(**options), out, Console(stderr=True), Console())
+    measure(Options(**options), out, Console(stderr=True), _console())
 
 
 def measure(options: Options, out: Path | None, status: Console, console: Console) -> None:
@@ -104,6 +104,11 @@ def measure(options: Options, out: Path | None, status: Console, console: Consol
             status.print(text, highlight=False, soft_wrap=True)
         raise
     report.show(result, console)
+
+
+def _console() -> Console:
+    # A pipe has no width: nothing is wrapped there.
+    return Console(width=None if sys.stdout.isatty() else 200)
 
 
 class _Bar:
@@ -152,7 +157,7 @@ def validate(steps: int, out: Path | None, **options: Any) -> None:
         result = closeness.validate(Options(**options), steps, bar)
     if out is not None:
         write_json(out, result)
-    report.show(result, Console())
+    report.show(result, _console())
     if not result["at_least_as_close"]:
         raise ValueError("the patched model's logits are further from float32 than stock's.")
 
@@ -208,8 +213,7 @@ def presets_list() -> None:
             str(facts["layers"]),
             facts["what"],
         )
-    # A pipe has no width: nothing is wrapped there.
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    _console().print(table)
 
 
 @presets_.command("write")

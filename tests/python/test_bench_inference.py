@@ -263,7 +263,7 @@ def test_the_report_begins_with_the_tokens_and_ends_with_the_table():
     assert "- left to MLX: an op without a kernel: Sort" in text
     assert "- calls that stock answered: 2 (embeddings as input)" in text
     assert text.index("tokens: all") < text.index("| | stock mlx_lm | patched | gain |")
-    assert text.splitlines()[-1].startswith("| peak memory")
+    assert text.splitlines()[-1].startswith("| memory, process, GB |")
 
 
 def test_a_model_that_could_not_be_patched_is_called_so():
@@ -285,7 +285,7 @@ def test_overlapping_runs_are_no_difference():
     for side in ("stock", "patched"):
         result["summary"]["total_s"][side] = {"median": 2.0, "min": 1.0, "max": 3.0, "runs": 2}
     result["summary"]["total_s"] |= {"gain": 1.0, "differs": False}
-    assert "| total, s | 2.00 (1.00 to 3.00) | 2.00 (1.00 to 3.00) | no difference |" in (
+    assert "| total, s | 2.00 (1.00-3.00) | 2.00 (1.00-3.00) | no difference |" in (
         report.markdown(result)
     )
 

@@ -32,6 +32,10 @@ def test_runs_without_the_metric_do_not_count():
         ([1, 3], [2, 4], False),
         ([1, 4], [2, 3], False),
         ([1, 2], [2, 3], False),
+        ([1.0], [1.04], False),
+        ([1.0], [1.2], True),
+        ([1.0, 1.0], [1.04], False),
+        ([1.0, 1.0], [1.04, 1.04], True),
     ],
 )
 def test_two_sides_differ_only_when_their_ranges_do_not_touch(a, b, expected):

@@ -42,10 +42,10 @@ class Metric:
 METRICS = (
     Metric("prompt_tps", "prompt", "tok/s", 1, "higher", "nothing"),
     Metric("generation_tps", "generation", "tok/s", 1, "higher", "nothing"),
-    Metric("time_to_first_token_s", "time to first token", "s", 1, "lower", "prompt"),
+    Metric("time_to_first_token_s", "first token", "ms", 1e3, "lower", "prompt"),
     Metric("total_s", "total", "s", 1, "lower", "all"),
-    Metric("peak_memory_bytes", "peak memory, MLX", "GB", 1e-9, "lower", "all"),
-    Metric("peak_resident_bytes", "peak memory, process", "GB", 1e-9, "lower", "all"),
+    Metric("peak_memory_bytes", "memory, MLX", "GB", 1e-9, "lower", "all"),
+    Metric("peak_resident_bytes", "memory, process", "GB", 1e-9, "lower", "all"),
 )
 
 

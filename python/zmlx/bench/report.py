@@ -65,7 +65,7 @@ def notes(result: dict[str, Any]) -> list[str]:
 
 
 def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The table's rows: metric, both sides as median (minimum to maximum), gain."""
+    """The table's rows: metric, both sides as median (minimum-maximum), gain."""
     if result["kind"] == "validation":
         return [
             (title, *(f"{result[side][field]:.4g}" for side in ("stock", "patched")))
@@ -92,7 +92,7 @@ def _side(metric: Metric, side: dict[str, Any] | None) -> str:
     if side is None:
         return "-"
     median, least, most = (number(side[name] * metric.scale) for name in ("median", "min", "max"))
-    return median if least == most else f"{median} ({least} to {most})"
+    return median if least == most else f"{median} ({least}-{most})"
 
 
 def _gain(entry: dict[str, Any]) -> str:

@@ -7,6 +7,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+# Share of the value, both ways, that a single run is taken to vary by.
+SINGLE_RUN_SPREAD = 0.05
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -30,8 +33,17 @@ def summarize(values: Sequence[float | None]) -> Summary | None:
 
 
 def differ(a: Summary, b: Summary) -> bool:
-    """Whether every run of one lies beyond every run of the other."""
-    return a.max < b.min or b.max < a.min
+    """Whether every run of one lies beyond every run of the other.
+
+    One run shows no spread: `SINGLE_RUN_SPREAD` stands in for it.
+    """
+    (a_min, a_max), (b_min, b_max) = _range(a), _range(b)
+    return a_max < b_min or b_max < a_min
+
+
+def _range(summary: Summary) -> tuple[float, float]:
+    spread = SINGLE_RUN_SPREAD if summary.runs == 1 else 0.0
+    return summary.min * (1 - spread), summary.max * (1 + spread)
 
 
 def alternate(stock_runs: int, patched_runs: int) -> list[str]:
