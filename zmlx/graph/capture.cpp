@@ -2,12 +2,16 @@
 #include "zmlx/graph/capture.h"
 
 #include <algorithm>
+#include <typeinfo>
 #include <unordered_map>
 
 #include "mlx/compile_impl.h"
 #include "mlx/ops.h"
+#include "mlx/primitives.h"
 #include "mlx/transforms.h"
+#include "mlx/utils.h"
 #include "zmlx/graph/canonicalise.h"
+#include "zmlx/graph/compiled.h"
 #include "zmlx/graph/primitives.h"
 #include "zmlx/runtime/error.h"
 #include "zmlx/runtime/fused.h"
@@ -121,7 +125,54 @@ class Capture {
     }
   }
 
+  /// The steps of a Compiled node as nodes of their own. False when its name does not tell them.
+  bool expand(const mx::array& a) {
+    auto& primitive = a.primitive();
+    if (!a.siblings().empty() || !std::string_view(primitive.name()).starts_with("Compiled") ||
+        typeid(primitive) != typeid(mx::Compiled)) {
+      return false;
+    }
+    auto& in = a.inputs();
+    auto library = static_cast<const mx::Compiled&>(primitive).lib_name();
+    auto steps = steps_of(library, static_cast<int>(in.size()));
+    if (!steps || steps->back().kind == "Broadcast") {
+      return false;
+    }
+    std::vector<Value> values;
+    for (auto& input : in) {
+      values.push_back(values_.at(input.id()));
+    }
+    for (auto& step : *steps) {
+      // A broadcast is implied by the step that reads it.
+      if (step.kind == "Broadcast") {
+        values.push_back(values[static_cast<size_t>(step.inputs[0])]);
+        continue;
+      }
+      Node node;
+      node.kind = step.kind;
+      mx::Shape shape;
+      for (int i : step.inputs) {
+        node.inputs.push_back(values[static_cast<size_t>(i)]);
+        shape = mx::broadcast_shapes(shape, mlx_shape(graph_.type(node.inputs.back()).shape));
+      }
+      bool last = &step == &steps->back();
+      node.outputs.push_back({step.dtype, Shape(shape.begin(), shape.end())});
+      if (last) {
+        node.outputs[0] = type_of(a);
+      }
+      values.push_back({graph_.add(std::move(node)), 0});
+    }
+    values_.emplace(a.id(), values.back());
+    if (keep_arrays) {
+      arrays.emplace_back(values.back(), a);
+    }
+    return true;
+  }
+
   void add(const mx::array& a) {
+    if (expand(a)) {
+      return;
+    }
     auto [kind, attrs] = describe(a.primitive());
     Node node;
     node.kind = std::move(kind);
@@ -203,7 +254,7 @@ std::vector<Value> constant_results(const Graph& graph) {
 Arrays emit_node(const Node& node, const Arrays& inputs) {
   auto in = inputs;
   if (auto* op = find_op(node.kind)) {
-    return zmlx::node(*op, in, node.attrs);
+    return apply(*op, in, node.attrs);
   }
   auto shape = mlx_shape(node.outputs[0].shape);
   // Views and broadcasts are what canonicalise() changes; everything else runs as it was.
@@ -218,7 +269,7 @@ Arrays emit_node(const Node& node, const Arrays& inputs) {
     return {mx::transpose(in[0], std::vector<int>(axes.begin(), axes.end()))};
   }
   if (!node.origin) {
-    fail("emit", "a node of kind ", node.kind, " has no primitive to run.");
+    return {mx::broadcast_to(elementwise(node.kind, in, mlx_dtype(node.outputs[0].dtype)), shape)};
   }
   std::vector<mx::Shape> shapes;
   std::vector<mx::Dtype> dtypes;

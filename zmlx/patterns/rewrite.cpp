@@ -3,6 +3,7 @@
 #include "zmlx/graph/rewrite.h"
 
 #include <algorithm>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -135,6 +136,11 @@ class Round {
     return static_cast<int>(found_.size() - before);
   }
 
+  /// Whether a match was turned down that may be good once the others have been put.
+  bool again() const {
+    return again_;
+  }
+
   /// Puts what was found.
   void apply() {
     std::vector<std::pair<Value, Value>> pairs;
@@ -180,7 +186,11 @@ class Round {
     std::vector<int> nodes;
     bool proved = proof.exact && proof.exact->roots.size() == found.roots.size() &&
         same_graph(*proof.exact, graph_, found.variables, found.roots, nodes);
-    if (!proved || !is_private(*proof.exact, nodes, found.roots) || !is_ordered(found)) {
+    if (!proved) {
+      return false;
+    }
+    if (!is_private(*proof.exact, nodes, found.roots) || !is_ordered(found)) {
+      again_ = true;
       return false;
     }
     for (size_t i = 0; i < nodes.size(); ++i) {
@@ -269,6 +279,7 @@ class Round {
       }
     }
     closed_ = true;
+    again_ = true;
     return true;
   }
 
@@ -277,6 +288,7 @@ class Round {
   std::vector<bool> consumed_;
   std::vector<Found> found_;
   bool closed_ = false;
+  bool again_ = false;
 };
 
 class Chosen {
@@ -338,6 +350,9 @@ void run_stage(
     graph.prune();
     canonicalise(graph, canonical);
     debug_print("stage " + std::to_string(stage), graph);
+    if (!round.again()) {
+      return;
+    }
   }
 }
 
@@ -390,13 +405,15 @@ void overwrite(std::vector<std::optional<mx::array>>& olds, Arrays& fresh) {
   for (size_t i = 0; i < fresh.size(); ++i) {
     outputs.push_back(olds[i] ? *olds[i] : fresh[i]);
   }
+  bool one_node = fresh.size() > 1 && !fresh[0].siblings().empty();
   for (size_t i = 0; i < fresh.size(); ++i) {
     if (olds[i]) {
-      outputs[i].inputs() = fresh[i].inputs();
-      outputs[i].primitive_ptr() = fresh[i].primitive_ptr();
+      auto from = fresh[i].has_primitive() ? fresh[i] : mx::copy(fresh[i]);
+      outputs[i].inputs() = from.inputs();
+      outputs[i].primitive_ptr() = from.primitive_ptr();
     }
   }
-  for (size_t i = 0; i < fresh.size() && fresh.size() > 1; ++i) {
+  for (size_t i = 0; i < fresh.size() && one_node; ++i) {
     auto siblings = outputs;
     siblings.erase(siblings.begin() + static_cast<std::ptrdiff_t>(i));
     fresh[i].siblings().clear();
@@ -446,20 +463,32 @@ Arrays rewrite(const Arrays& outputs, const RewriteOptions& options, RewriteRepo
       known[static_cast<size_t>(v.node)][static_cast<size_t>(v.output)] = arrays[i].second;
     }
   }
+  // Inside what was one Compiled node values have no array: made when somebody needs one.
+  std::function<mx::array(Value)> array_at = [&](Value v) {
+    auto& slot = known[static_cast<size_t>(v.node)][static_cast<size_t>(v.output)];
+    if (!slot) {
+      Arrays in;
+      for (auto input : graph[v.node].inputs) {
+        in.push_back(array_at(input));
+      }
+      slot = emit_node(graph[v.node], in).at(static_cast<size_t>(v.output));
+    }
+    return *slot;
+  };
   for (int id : graph.order()) {
     auto& node = graph[id];
     auto& olds = known[static_cast<size_t>(id)];
-    if (node.kind == "constant") {
+    if (node.constant) {
       olds[0] = array_of(*node.constant);
       continue;
     }
-    // A node with no primitive of its own was made by a pass.
-    if (node.origin && origins.contains(node.origin.get())) {
+    bool was_there = node.origin ? origins.contains(node.origin.get()) : is_elementwise(node.kind);
+    if (was_there) {
       continue;
     }
     Arrays in;
     for (auto v : node.inputs) {
-      in.push_back(*known[static_cast<size_t>(v.node)][static_cast<size_t>(v.output)]);
+      in.push_back(array_at(v));
     }
     auto fresh = emit_node(node, in);
     overwrite(olds, fresh);
