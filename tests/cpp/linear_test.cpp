@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "zmlx/kernel/cpu/matmul.h"
@@ -262,6 +263,9 @@ TEST(Matmul, LetsNanAndInfinityThrough) {
           Problem p(dtype, {bits, bits ? 32 : 0}, 9, 160, m);
           put(dtype, bad, &p.x[static_cast<size_t>((m - 1) * p.k + 77) * size_of(dtype)]);
           for (auto* kernels : kernels_for(p)) {
+            if (dtype == Dtype::f16 && kernels->name == std::string("SCALAR")) {
+              continue; // Highway's float16 has no infinities without F16C.
+            }
             const auto got = p.run(*kernels);
             for (int64_t i = 0; i < m; ++i) {
               for (int64_t j = 0; j < p.n; ++j) {

@@ -2,6 +2,7 @@
 // dense.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -109,27 +110,29 @@ Rows prepare_rows(
     Member& member,
     void* normalised = nullptr);
 
-/// Calls f(Range outputs, int64_t first_row, int64_t rows, const float* block, ld) for blocks of x
-/// @ weight.T that this member computes; block element (i, j) is row first_row + i, output
-/// outputs.begin + j. Every output is visited once.
-template <typename F>
-void for_blocks(
-    const Matmul& matmul,
-    const Weight& weight,
-    int64_t n,
-    const Rows& rows,
-    Member& member,
-    F&& f);
-
-} // namespace zmlx::cpu
-
-namespace zmlx::cpu {
-
-/// Extent of one block of for_blocks.
+/// Extent of one block that for_blocks hands out.
 inline constexpr int64_t block_outputs = 64;
 inline constexpr int64_t block_rows = 128;
 
-/// The part of for_blocks for the given outputs only.
+/// Where work on `rows` rows may be cut among members: prompts decode 32 weight rows together.
+inline int64_t split_grain(int64_t rows) {
+  return rows > 4 ? 32 : 8;
+}
+
+/// Rows [first, first + count).
+inline Rows rows_from(const Matmul& matmul, Rows rows, int64_t first, int64_t count) {
+  if (rows.index) {
+    rows.index += first;
+  } else {
+    rows.prepared += static_cast<size_t>(first) * matmul.prepared_bytes();
+  }
+  rows.count = count;
+  return rows;
+}
+
+/// Calls f(Range outputs, int64_t first_row, int64_t rows, float* block, int64_t ld) for blocks of
+/// x @ weight.T within `outputs`; block element (i, j) is row first_row + i, output outputs.begin +
+/// j, and f may overwrite it.
 template <typename F>
 void for_blocks_in(
     const Matmul& matmul,
@@ -139,21 +142,39 @@ void for_blocks_in(
     F&& f) {
   alignas(64) float block[block_outputs * block_rows];
   for (int64_t j = outputs.begin; j < outputs.end; j += block_outputs) {
-    Range part{j, j + block_outputs < outputs.end ? j + block_outputs : outputs.end};
+    const Range part{j, std::min(j + block_outputs, outputs.end)};
     for (int64_t i = 0; i < rows.count; i += block_rows) {
-      Rows some = rows;
-      some.count = rows.count - i < block_rows ? rows.count - i : block_rows;
-      if (rows.index) {
-        some.index += i;
-      } else {
-        some.prepared += static_cast<size_t>(i) * matmul.prepared_bytes();
-      }
-      matmul.run(weight, part, some, block, block_outputs);
-      f(part, i, some.count, block, block_outputs);
+      const int64_t count = std::min(rows.count - i, block_rows);
+      matmul.run(weight, part, rows_from(matmul, rows, i, count), block, block_outputs);
+      f(part, i, count, block, block_outputs);
     }
   }
 }
 
+/// The same for two weights of one shape: f(outputs, first_row, rows, first block, second block,
+/// ld).
+template <typename F>
+void for_pairs_in(
+    const Matmul& matmul,
+    const Weight& first,
+    const Weight& second,
+    Range outputs,
+    const Rows& rows,
+    F&& f) {
+  alignas(64) float block[block_outputs * block_rows];
+  for_blocks_in(
+      matmul,
+      first,
+      outputs,
+      rows,
+      [&](Range part, int64_t i, int64_t count, float* other, int64_t ld) {
+        matmul.run(second, part, rows_from(matmul, rows, i, count), block, ld);
+        f(part, i, count, other, block, ld);
+      });
+}
+
+/// for_blocks_in on this member's share of n outputs: over the members every output is visited
+/// once.
 template <typename F>
 void for_blocks(
     const Matmul& matmul,
@@ -162,7 +183,7 @@ void for_blocks(
     const Rows& rows,
     Member& member,
     F&& f) {
-  for_blocks_in(matmul, weight, member.split(n, 8), rows, f);
+  for_blocks_in(matmul, weight, member.split(n, split_grain(rows.count)), rows, f);
 }
 
 } // namespace zmlx::cpu

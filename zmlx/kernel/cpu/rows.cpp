@@ -8,6 +8,7 @@
 #include "hwy/highway.h"
 
 #include <cmath>
+#include <cstring>
 
 #include "zmlx/kernel/cpu/rows.h"
 #include "zmlx/kernel/cpu/simd_math-inl.h"
@@ -15,6 +16,9 @@
 HWY_BEFORE_NAMESPACE();
 namespace zmlx::HWY_NAMESPACE {
 namespace {
+
+using cpu::Weight;
+using cpu::WeightFormat;
 
 /// Calls f with a null pointer of the element type.
 template <typename F>
@@ -84,10 +88,41 @@ void swiglu_row(Dtype dtype, float* gate, const float* up, int64_t n, bool exact
   });
 }
 
+void scale_row(float scale, float* x, int64_t n) {
+  const Floats factor = hn::Set(F32(), scale);
+  each_vector(n, [&](int64_t i, size_t left) HWY_ATTR {
+    store_some(hn::Mul(factor, load_some(x + i, left)), x + i, left);
+  });
+}
+
 void axpy_row(float scale, const float* x, float* acc, int64_t n) {
   const Floats factor = hn::Set(F32(), scale);
   each_vector(n, [&](int64_t i, size_t left) HWY_ATTR {
     store_some(hn::MulAdd(factor, load_some(x + i, left), load_some(acc + i, left)), acc + i, left);
+  });
+}
+
+void dequantise(
+    Dtype dtype,
+    WeightFormat format,
+    const Weight& weight,
+    int64_t first,
+    int64_t n,
+    float* to) {
+  with_type(dtype, [&]<typename T>(T*) {
+    const auto bits = static_cast<size_t>(format.bits);
+    auto* codes = static_cast<const uint8_t*>(weight.codes) + first / 8 * format.bits;
+    for (int64_t i = 0; i < n; i += 8, codes += bits) {
+      const int64_t group = (first + i) / format.group_size;
+      const float scale = sum(load_n(static_cast<const T*>(weight.scales) + group, 1));
+      const float bias = sum(load_n(static_cast<const T*>(weight.biases) + group, 1));
+      uint64_t eight = 0; // eight codes fill `bits` bytes
+      std::memcpy(&eight, codes, bits);
+      for (size_t c = 0; c < 8; ++c) {
+        const auto code = static_cast<float>((eight >> (c * bits)) & ((1u << bits) - 1));
+        to[static_cast<size_t>(i) + c] = std::fma(code, scale, bias);
+      }
+    }
   });
 }
 
@@ -103,7 +138,9 @@ HWY_EXPORT(store_row);
 HWY_EXPORT(round_row);
 HWY_EXPORT(rms_norm_row);
 HWY_EXPORT(swiglu_row);
+HWY_EXPORT(scale_row);
 HWY_EXPORT(axpy_row);
+HWY_EXPORT(dequantise);
 
 namespace cpu {
 
@@ -127,8 +164,22 @@ void swiglu_row(Dtype dtype, float* gate, const float* up, int64_t n, bool exact
   HWY_DYNAMIC_DISPATCH(zmlx::swiglu_row)(dtype, gate, up, n, exact);
 }
 
+void scale_row(float scale, float* x, int64_t n) {
+  HWY_DYNAMIC_DISPATCH(zmlx::scale_row)(scale, x, n);
+}
+
 void axpy_row(float scale, const float* x, float* acc, int64_t n) {
   HWY_DYNAMIC_DISPATCH(zmlx::axpy_row)(scale, x, acc, n);
+}
+
+void dequantise(
+    Dtype dtype,
+    WeightFormat format,
+    const Weight& weight,
+    int64_t first,
+    int64_t n,
+    float* to) {
+  HWY_DYNAMIC_DISPATCH(zmlx::dequantise)(dtype, format, weight, first, n, to);
 }
 
 } // namespace cpu

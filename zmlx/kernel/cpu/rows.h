@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "zmlx/kernel/cpu/matmul.h"
 #include "zmlx/runtime/tensor.h"
 
 namespace zmlx::cpu {
@@ -19,7 +20,19 @@ void rms_norm_row(Dtype dtype, const void* x, const void* weight, float eps, voi
 /// out = silu(gate) * up in float32, in place of gate. With `exact`, gate and up were rounded to
 /// dtype, and the sigmoid, the product with gate and the result are rounded too.
 void swiglu_row(Dtype dtype, float* gate, const float* up, int64_t n, bool exact);
+/// x *= scale.
+void scale_row(float scale, float* x, int64_t n);
 /// acc += scale * x.
 void axpy_row(float scale, const float* x, float* acc, int64_t n);
+
+/// Elements [first, first + n) of a quantised weight taken as one long row, in float32; `first` is
+/// a multiple of 8.
+void dequantise(
+    Dtype dtype,
+    WeightFormat format,
+    const Weight& weight,
+    int64_t first,
+    int64_t n,
+    float* to);
 
 } // namespace zmlx::cpu

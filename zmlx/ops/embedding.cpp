@@ -1,0 +1,143 @@
+// zmlx/ops/embedding.cpp: rows of an embedding table, dequantised.
+#include <cstring>
+
+#include "mlx/ops.h"
+#include "zmlx/kernel/cpu/rows.h"
+#include "zmlx/ops/check.h"
+#include "zmlx/ops/weight.h"
+
+namespace zmlx {
+namespace {
+
+constexpr const char* name = "embedding";
+constexpr int64_t piece = 256; // elements that one step decodes
+
+Types types(const Types& in, const Attrs& attrs) {
+  auto kind = weight_kind(name, attrs);
+  expect_inputs(name, in, 1 + kind.inputs());
+  const bool whole = in[0].dtype >= Dtype::u8 && in[0].dtype <= Dtype::i64;
+  if (!whole) {
+    fail(name, "tokens must be integers but got ", name_of(in[0].dtype), ".");
+  }
+  if (in[0].shape.rank() >= Shape::max_rank) {
+    fail(name, "tokens may have at most 7 axes but got ", to_string(in[0].shape), ".");
+  }
+  auto& valued = in[kind.format.bits ? 2 : 1];
+  expect_floating(name, kind.format.bits ? "table scales" : "table", valued);
+  Shape table = expect_weight(name, "table", in, 1, kind, valued.dtype, 2);
+  Shape out = in[0].shape;
+  out.push_back(table[1]);
+  return {{valued.dtype, out}};
+}
+
+Arrays reference(const Arrays& in, const Attrs& attrs) {
+  auto kind = weight_kind(name, attrs);
+  auto shape = in[0].shape();
+  if (in[0].size() == 0) { // which MLX does not dequantise
+    auto& valued = in[kind.format.bits ? 2 : 1];
+    const int per_group = kind.format.bits ? kind.format.group_size : 1;
+    shape.push_back(valued.shape(-1) * per_group);
+    return {mx::zeros(shape, valued.dtype())};
+  }
+  auto tokens = mx::flatten(in[0]);
+  auto rows = [&](size_t i) { return mx::take(in[i], tokens, 0); };
+  auto& f = kind.format;
+  auto out = f.bits ? mx::dequantize(rows(1), rows(2), rows(3), f.group_size, f.bits, kind.mode)
+                    : rows(1);
+  shape.push_back(out.shape(-1));
+  return {mx::reshape(out, shape)};
+}
+
+int64_t token_at(const Tensor& tokens, int64_t i) {
+  switch (tokens.dtype()) {
+    case Dtype::i32:
+      return tokens.as<int32_t>()[i];
+    case Dtype::u32:
+      return tokens.as<uint32_t>()[i];
+    default:
+      return tokens.as<int64_t>()[i];
+  }
+}
+
+void run(const WeightKind& kind, const Call& call, Member& member) {
+  const Tensor& out = call.out[0];
+  const int64_t vocabulary = call.in[1].shape()[0];
+  const int64_t width = out.shape()[-1];
+  const int64_t pieces = (width + piece - 1) / piece;
+  const auto size = static_cast<int64_t>(size_of(out.dtype()));
+  const cpu::Weight table = weight_at(call, 1, kind);
+  const Range mine = member.split(out.shape().rows() * pieces);
+  for (int64_t i = mine.begin; i < mine.end; ++i) {
+    const int64_t at = i / pieces;
+    const int64_t first = i % pieces * piece;
+    const int64_t count = std::min(piece, width - first);
+    int64_t token = token_at(call.in[0], at);
+    if (token < -vocabulary || token >= vocabulary) {
+      fail(name, "tokens must be below the table's ", vocabulary, " rows but one is ", token, ".");
+    }
+    token += token < 0 ? vocabulary : 0;
+    std::byte* to = out.as<std::byte>() + (at * width + first) * size;
+    if (kind.format.bits) {
+      float values[piece];
+      cpu::dequantise(out.dtype(), kind.format, table, token * width + first, count, values);
+      cpu::store_row(out.dtype(), values, to, count);
+    } else {
+      auto* from = static_cast<const std::byte*>(table.codes);
+      std::memcpy(to, from + (token * width + first) * size, static_cast<size_t>(count * size));
+    }
+  }
+}
+
+CpuKernel kernel(const Types& in, const Types&, const Attrs& attrs) {
+  const Dtype tokens = in[0].dtype;
+  if (tokens != Dtype::i32 && tokens != Dtype::u32 && tokens != Dtype::i64) {
+    return {};
+  }
+  return {[kind = weight_kind(name, attrs)](const Call& call, Member& member) {
+    run(kind, call, member);
+  }};
+}
+
+/// Only the chosen rows are read.
+size_t traffic(const Types& in, const Types& out, const Attrs& attrs) {
+  const int bits = weight_kind(name, attrs).format.bits;
+  const size_t values = static_cast<size_t>(out[0].shape.size());
+  return in[0].bytes() + out[0].bytes() +
+      (bits ? values * static_cast<size_t>(bits) / 8 : out[0].bytes());
+}
+
+Case example(std::string label, mx::Shape tokens, int rows, int width, Attrs attrs) {
+  return {
+      std::move(label),
+      [=](mx::Dtype dtype) {
+        auto spread = mx::abs(random_case(tokens, mx::float32, 1, 1000));
+        Arrays in = {mx::remainder(mx::astype(spread, mx::int32), mx::array(rows))};
+        push_random_weight(in, {rows, width}, weight_kind(name, attrs), dtype, 2);
+        return in;
+      },
+      attrs};
+}
+
+} // namespace
+
+ZMLX_OP(embedding)
+    .args({"tokens", "*table"})
+    .doc(
+        "Rows of a table [V, D] for integer tokens [..]: [.., D] in the table's dtype. mode none: one "
+        "input; affine: codes, scales and biases with group_size and bits, each element being code * "
+        "scale + bias. Negative tokens count from the last row.")
+    .types(types)
+    .reference(reference)
+    .cpu(kernel)
+    .traffic(traffic)
+    .cases({
+        example("decode", {1, 1}, 500, 1024, weight_attrs(4, 64)),
+        example("prompt", {2, 37}, 97, 320, weight_attrs(8, 32)),
+        example("odd bits", {5}, 31, 384, weight_attrs(3, 128)),
+        example("six bits", {5}, 31, 64, weight_attrs(6, 64)),
+        example("dense", {3, 33}, 33, 31, weight_attrs(0, 0)),
+        example("one", {}, 1, 32, weight_attrs(4, 32)),
+        example("empty", {0}, 8, 64, weight_attrs(4, 64)),
+    });
+
+} // namespace zmlx

@@ -1,0 +1,55 @@
+// zmlx/ops/weight.h: a weight matrix among an op's inputs: one array, or codes with scales and
+// biases.
+#pragma once
+
+#include <string>
+
+#include "zmlx/kernel/cpu/matmul.h"
+#include "zmlx/ops/op.h"
+
+namespace zmlx {
+
+/// The attributes mode, group_size and bits.
+struct WeightKind {
+  std::string mode;
+  cpu::WeightFormat format;
+
+  /// Inputs that one weight takes.
+  size_t inputs() const {
+    return format.bits ? 3 : 1;
+  }
+};
+
+/// Throws std::invalid_argument for attributes that MLX does not know.
+WeightKind weight_kind(const char* op, const Attrs& attrs);
+
+/// Checks the weight at in[at]: [n, k], or [experts, n, k], with everything but codes of `dtype`.
+/// Returns its shape as if it were dense.
+Shape expect_weight(
+    const char* op,
+    const std::string& name,
+    const Types& in,
+    size_t at,
+    const WeightKind& kind,
+    Dtype dtype,
+    int rank);
+
+/// x @ weight.T in MLX.
+mx::array weight_matmul(const mx::array& x, const Arrays& in, size_t at, const WeightKind& kind);
+
+/// The weight at call.in[at] for a kernel.
+cpu::Weight weight_at(const Call& call, size_t at, const WeightKind& kind);
+
+/// The inputs for a random weight of that dense shape, for cases. Its products with normal
+/// activations are about 1.
+void push_random_weight(
+    Arrays& in,
+    mx::Shape shape,
+    const WeightKind& kind,
+    mx::Dtype dtype,
+    uint64_t seed);
+
+/// Attributes mode, group_size, bits for cases; 0 bits: dense.
+Attrs weight_attrs(int bits, int group_size, Attrs more = {});
+
+} // namespace zmlx
