@@ -107,16 +107,28 @@ void prepare(const MatmulShape& s, const void* x, std::byte* to) {
   }
 }
 
-/// bf16 of the low `Bits` bits of a 5-bit index, times `Factor`; vpermw reads no other bits, so
+struct alignas(64) CodeTable {
+  uint16_t values[32];
+};
+
+/// bf16 of the low `Bits` bits of a 5-bit index, times `factor`; vpermw reads no other bits, so
 /// codes need no mask.
+template <int Bits>
+constexpr CodeTable make_codes(int factor) {
+  CodeTable table{};
+  for (int i = 0; i < 32; ++i) {
+    const auto value = static_cast<float>((i & ((1 << Bits) - 1)) * factor);
+    table.values[i] = static_cast<uint16_t>(std::bit_cast<uint32_t>(value) >> 16);
+  }
+  return table;
+}
+
+template <int Bits, int Factor = 1>
+constexpr CodeTable code_values = make_codes<Bits>(Factor);
+
 template <int Bits, int Factor = 1>
 __m512i code_table() {
-  alignas(64) uint16_t table[32];
-  for (int i = 0; i < 32; ++i) {
-    const auto value = static_cast<float>((i & ((1 << Bits) - 1)) * Factor);
-    table[i] = static_cast<uint16_t>(std::bit_cast<uint32_t>(value) >> 16);
-  }
-  return _mm512_load_si512(table);
+  return _mm512_load_si512(code_values<Bits, Factor>.values);
 }
 
 __m512bh bf16(__m512i v) {
@@ -164,6 +176,17 @@ template <int Bits, int M>
   }
 }
 
+// Bytes ahead that weights are fetched. Rows are read side by side, which hardware prefetchers do
+// not recognise, so the same lines are asked for in the order of their addresses.
+constexpr int64_t codes_ahead = 8192;
+constexpr int64_t scales_ahead = 1024;
+
+void fetch(const void* base, int64_t bytes) {
+  // As a number: the address may lie past the end, where a prefetch does nothing.
+  _mm_prefetch(
+      reinterpret_cast<const char*>(reinterpret_cast<intptr_t>(base) + bytes), _MM_HINT_T0);
+}
+
 /// R weight rows times M rows of activations, codes used as they are decoded.
 template <int Bits, int R, int M>
 void dot_few(
@@ -191,6 +214,7 @@ void dot_few(
       const auto mask =
           left >= 32 ? __mmask32{0xffffffff} : static_cast<__mmask32>((1u << left) - 1);
       for (int r = 0; r < R; ++r) {
+        fetch(codes, codes_ahead + k * 2 * R + r * 64);
         const __m512i row = _mm512_maskz_loadu_epi16(mask, codes + r * row_bytes + k * 2);
         for (int m = 0; m < M; ++m) {
           const __m512bh value = bf16(_mm512_load_si512(x[m] + k));
@@ -205,6 +229,10 @@ void dot_few(
     const int64_t sums = row_elements(s);
     for (int64_t g = 0; g < groups; g += 16) {
       __m512 scale[R];
+      for (int64_t line = 0; line < R * 32; line += 64) {
+        fetch(scales, scales_ahead + g * 2 * R + line);
+        fetch(biases, scales_ahead + g * 2 * R + line);
+      }
       for (int r = 0; r < R; ++r) {
         scale[r] = load_floats(scales + r * groups + g, groups - g);
         const __m512 bias = load_floats(biases + r * groups + g, groups - g);
@@ -219,6 +247,7 @@ void dot_few(
         const __m512i lane_group = group_of_lane((word - first) / 16, words_log2);
         const __mmask16 mask = first_lanes(last - word);
         for (int r = 0; r < R; ++r) {
+          fetch(codes, codes_ahead + word * 4 * R + r * 64);
           const __m512i packed = _mm512_maskz_loadu_epi32(mask, codes + r * row_bytes + word * 4);
           __m512 part[M];
           dot_words<Bits, M>(packed, x, word * 2 * planes, low, high, part);
