@@ -143,6 +143,23 @@ TEST(Canonicalise, MergesEqualNodesAndScalars) {
   EXPECT_EQ(count(graph, "constant"), 2);
 }
 
+TEST(Canonicalise, KeepsConstantsApartThatOnlyCompareEqual) {
+  auto graph = canonical(
+      [](const Arrays& v) {
+        return Arrays{v[0] * mx::array(0.0f), v[0] * mx::array(-0.0f)};
+      },
+      {mx::zeros({4})});
+  EXPECT_EQ(count(graph, "constant"), 2);
+  auto large = canonical(
+      [](const Arrays& v) {
+        return Arrays{
+            v[0] + mx::array(int64_t{1} << 60, mx::int64),
+            v[0] + mx::array((int64_t{1} << 60) + 1, mx::int64)};
+      },
+      {mx::zeros({4}, mx::int64)});
+  EXPECT_EQ(count(large, "constant"), 2);
+}
+
 TEST(Canonicalise, DoesNotMergeNodesOfOtherParameters) {
   auto graph = canonical(
       [](const Arrays& v) {

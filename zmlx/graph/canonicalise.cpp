@@ -185,10 +185,7 @@ size_t hash_of(const Node& node) {
 }
 
 bool same_constant(const Constant* a, const Constant* b) {
-  if (!a || !b) {
-    return a == b;
-  }
-  return a->id == b->id || (a->scalar && b->scalar && *a->scalar == *b->scalar);
+  return a && b ? a->same(*b) : a == b;
 }
 
 bool same_node(const Node& a, const Node& b) {

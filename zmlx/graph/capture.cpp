@@ -2,6 +2,7 @@
 #include "zmlx/graph/capture.h"
 
 #include <algorithm>
+#include <cmath>
 #include <typeinfo>
 #include <unordered_map>
 
@@ -23,7 +24,12 @@ std::optional<double> scalar_of(const mx::array& a) {
   if (a.size() != 1 || a.has_primitive() || a.status() != mx::array::Status::available) {
     return {};
   }
-  auto read = [&]<typename T>(T) { return static_cast<double>(*a.data<T>()); };
+  auto read = [&]<typename T>(T) -> std::optional<double> {
+    auto value = static_cast<double>(*a.data<T>());
+    // Past 2^53 different integers are the same double.
+    return std::abs(value) <= 0x1p53 || !std::is_integral_v<T> ? std::optional(value)
+                                                               : std::nullopt;
+  };
   switch (a.dtype().val()) {
     case mx::Dtype::Val::bool_:
       return read(bool{});

@@ -2,6 +2,7 @@
 #include "zmlx/graph/ir.h"
 
 #include <algorithm>
+#include <bit>
 #include <sstream>
 #include <stdexcept>
 
@@ -16,6 +17,13 @@ void print_value(std::ostream& out, const Graph& graph, Value v) {
 }
 
 } // namespace
+
+bool Constant::same(const Constant& other) const {
+  // By bits: 0 and -0 differ, a NaN is itself.
+  return id == other.id ||
+      (scalar && other.scalar &&
+       std::bit_cast<uint64_t>(*scalar) == std::bit_cast<uint64_t>(*other.scalar));
+}
 
 int Graph::add(Node node) {
   nodes_.push_back(std::move(node));

@@ -28,8 +28,11 @@ struct Value {
 /// The data behind a constant node, opaque here (graph/capture.cpp holds an mx::array in it).
 struct Constant {
   uintptr_t id = 0; // equal ids are the same array
-  std::optional<double> scalar; // the value, when there is one element
+  std::optional<double> scalar; // the value, when there is one element that a double holds exactly
   std::shared_ptr<void> array;
+
+  /// Whether both hold the same data, as far as ids and scalars tell. Types are compared elsewhere.
+  bool same(const Constant& other) const;
 };
 
 struct Node {

@@ -294,8 +294,7 @@ bool same_graph(
       return false;
     }
     if (node.constant) {
-      auto &x = *node.constant, &y = *other.constant;
-      if (x.id != y.id && !(x.scalar && y.scalar && *x.scalar == *y.scalar)) {
+      if (!other.constant || !node.constant->same(*other.constant)) {
         return false;
       }
       known = b.node;

@@ -5,14 +5,19 @@
 namespace zmlx {
 namespace {
 
+/// Indices of the k largest, last in p's order or first in that of -p.
+mx::array largest(const mx::array& p, int k, bool negated) {
+  auto order = negated ? mx::argpartition(-p, k - 1, -1) : mx::argpartition(p, -k, -1);
+  mx::Shape start(p.ndim(), 0);
+  mx::Shape end = p.shape();
+  (negated ? end.back() : start.back()) = negated ? k : p.shape(-1) - k;
+  return mx::slice(order, start, end);
+}
+
 Arrays find(const Arrays& v, const Attrs& attrs) {
   Attrs of = with(format_of(attrs), {{"outputs", int64_t{1}}, {"bias", int64_t{0}}});
   auto p = mx::softmax(call("linear", v, of)[0], std::vector<int>{-1}, true);
-  int k = static_cast<int>(attrs.integer("k"));
-  auto order = mx::argpartition(p, -k, -1);
-  mx::Shape start(p.ndim(), 0);
-  start.back() = p.shape(-1) - k;
-  auto indices = mx::slice(order, start, p.shape());
+  auto indices = largest(p, static_cast<int>(attrs.integer("k")), attrs.integer("negated") != 0);
   auto weights = mx::take_along_axis(p, indices, -1);
   if (attrs.integer("normalize")) {
     weights = weights / mx::sum(weights, -1, true);
@@ -24,10 +29,12 @@ std::vector<Example> fires() {
   std::vector<Example> examples;
   for (auto& format : example_formats()) {
     for (int64_t normalize : {0, 1}) {
-      examples.push_back(
-          {format.text("mode") + (normalize ? ", normalised" : ""),
-           join({{example_array({1, 3, 32})}, example_weight(8, 32, format)}),
-           with(format, {{"k", int64_t{2}}, {"normalize", normalize}})});
+      for (int64_t negated : {0, 1}) {
+        examples.push_back(
+            {format.text("mode") + (normalize ? ", normalised" : "") + (negated ? ", negated" : ""),
+             join({{example_array({1, 3, 32})}, example_weight(8, 32, format)}),
+             with(format, {{"k", int64_t{2}}, {"normalize", normalize}, {"negated", negated}})});
+      }
     }
   }
   return examples;
@@ -37,11 +44,17 @@ std::optional<Attrs> read(const Match& match) {
   return with(
       format_of(match.node("linear").attrs),
       {{"k", match.node("Slice").outputs[0].shape[-1]},
-       {"normalize", int64_t{match.has("Divide")}}});
+       {"normalize", int64_t{match.has("Divide")}},
+       {"negated", int64_t{match.has("Negative")}}});
 }
 
 Arrays put(const Arrays& v, const Attrs& attrs) {
-  return call("moe_router", v, attrs);
+  return call(
+      "moe_router",
+      v,
+      with(
+          format_of(attrs),
+          {{"k", attrs.integer("k")}, {"normalize", attrs.integer("normalize")}}));
 }
 
 Arrays softmax_that_rounds(const Arrays& v, const Attrs& attrs) {
