@@ -1,4 +1,7 @@
-"""Make an `mlx_lm` model fast: `patch(model)` replays its step from one fused plan, `unpatch(model)` restores it."""
+"""Make an `mlx_lm` model fast.
+
+`patch(model)` replays its step from one fused plan, `unpatch(model)` restores it.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ class Report:
     launches: int = 0
     """Kernels that one step runs."""
     bytes_per_token: int = 0
-    """Bytes of weights and activations that one step reads and writes; the KV cache comes on top."""
+    """Bytes of weights and activations a step reads and writes; the KV cache comes on top."""
     reasons: list[str] = field(default_factory=list)
     """What has no kernel and why nothing was planned."""
     seconds: float = 0.0
@@ -53,7 +56,10 @@ class Report:
 
 
 class _TraceCache:
-    """Stands in for a layer's `KVCache` while the step is traced: offset and buffers are inputs of the graph."""
+    """Stands in for a layer's `KVCache` while the step is traced.
+
+    Offset and buffers are inputs of the graph.
+    """
 
     step = KVCache.step
 
@@ -77,7 +83,10 @@ class _TraceCache:
 
 
 def _entries(model: nn.Module) -> Iterator[tuple[Any, Any]]:
-    """(container, key) of every array, module and list below a model: what a captured step depends on."""
+    """(container, key) of every array, module and list below a model.
+
+    They are what a captured step depends on.
+    """
     stack: list[Any] = [model]
     while stack:
         container = stack.pop()
@@ -91,7 +100,10 @@ def _entries(model: nn.Module) -> Iterator[tuple[Any, Any]]:
 
 
 def _buffer_types(model: nn.Module, caches: list[KVCache]) -> list[tuple[int, int, mx.Dtype]]:
-    """(heads, head size, dtype) of each layer's keys and values, from a lazily built step that is never evaluated."""
+    """(heads, head size, dtype) of each layer's keys and values.
+
+    They come from a lazily built step that is never evaluated.
+    """
     model(mx.zeros((1, 1), mx.int32), cache=caches)
     arrays = [a for cache in caches for a in (cache.keys, cache.values)]
     return [(a.shape[1], a.shape[3], a.dtype) for a in arrays]
@@ -115,10 +127,51 @@ class _Patched:
         cls = type(self)
         unpatch(self)
         try:
-            return super().__reduce_ex__(protocol)
+            reduced = list(self.__reduce_ex__(protocol))
+            reduced[2] = dict(reduced[2])  # it is vars(self), to which the patch returns below
+            return tuple(reduced)
         finally:
             object.__setattr__(self, "__class__", cls)
             vars(self).update(state)
+
+
+class ByLength:
+    """Two runners as one: `decode` gets calls of one token, `prompt` the longer ones.
+
+    None leaves such calls to the model.
+    """
+
+    def __init__(self, decode: _ext.Runner | None, prompt: _ext.Runner | None) -> None:
+        self.decode = decode
+        self.prompt = prompt
+        self.reason = ""
+
+    def __call__(self, inputs: mx.array, cache: Any) -> mx.array | None:
+        is_decode = inputs.shape[-1] == 1
+        runner = self.decode if is_decode else self.prompt
+        if runner is None:
+            self.reason = f"{'decode' if is_decode else 'prompts'}: the model itself was chosen"
+            return None
+        logits = runner(inputs, cache)
+        if logits is None:
+            self.reason = runner.reason
+        return logits
+
+    def explain(self, batch: int, tokens: int) -> str:
+        runner = self.decode if tokens == 1 else self.prompt
+        return runner.explain(batch, tokens) if runner else "left to the model itself\n"
+
+
+def install(model: nn.Module, runner: _ext.Runner | ByLength) -> None:
+    """Puts a runner under the model's calls, in place of one that is there already."""
+    object.__setattr__(model, "_zmlx_runner", runner)
+    if is_patched(model):
+        return
+    base = type(model)
+    cls = type(base.__name__, (_Patched, base), {"__module__": base.__module__})
+    cls.__qualname__ = base.__qualname__
+    object.__setattr__(model, "_zmlx_class", base)
+    object.__setattr__(model, "__class__", cls)
 
 
 def is_patched(model: nn.Module) -> bool:
@@ -135,9 +188,10 @@ def patch(
 ) -> nn.Module:
     """Patches an `mlx_lm` model in place and returns it.
 
-    The model's step is captured, rewritten with fused ops and planned; calls `model(tokens, cache=cache)` then replay
-    the plan. Calls that the plan does not cover (another cache type, embeddings as input, training) run the model as
-    before and are counted in `model.zmlx.stock_calls`. Prompts are planned on the first call of each length.
+    The model's step is captured, rewritten with fused ops and planned; calls
+    `model(tokens, cache=cache)` then replay the plan. Calls that the plan does not cover (another
+    cache type, embeddings as input, training) run the model as before and are counted in
+    `model.zmlx.stock_calls`. Prompts are planned on the first call of each length.
 
     Args:
         model: a model from `mlx_lm.load`.
@@ -165,7 +219,7 @@ def patch(
     start = time.perf_counter()
     report = Report()
     try:
-        runner = _make_runner(model, patterns, exclude, exact)
+        runner = make_runner(model, patterns, exclude, exact)
         report.patched = runner.prepare(1, 1)
         report.reasons = list(runner.reasons)
         report.patterns = dict(runner.report.fired)
@@ -173,25 +227,23 @@ def patch(
         report.nodes_after = runner.report.nodes_after
         report.launches = runner.launches
         report.bytes_per_token = runner.bytes_per_run
-    except _Unsupported as reason:
+    except Unsupported as reason:
         report.reasons = [str(reason)]
     report.seconds = time.perf_counter() - start
 
     object.__setattr__(model, "zmlx", report)
     if report.patched:
-        base = type(model)
-        cls = type(base.__name__, (_Patched, base), {"__module__": base.__module__})
-        cls.__qualname__ = base.__qualname__
-        object.__setattr__(model, "_zmlx_class", base)
-        object.__setattr__(model, "_zmlx_runner", runner)
-        object.__setattr__(model, "__class__", cls)
+        install(model, runner)
     if verbose:
         print(report, file=sys.stderr)
     return model
 
 
 def unpatch(model: nn.Module) -> nn.Module:
-    """Restores a patched model to exactly what it was and returns it; does nothing to a model that is not patched."""
+    """Restores a patched model to exactly what it was and returns it.
+
+    Does nothing to a model that is not patched.
+    """
     if is_patched(model):
         object.__setattr__(model, "__class__", model._zmlx_class)
     for name in ("zmlx", "_zmlx_class", "_zmlx_runner"):
@@ -200,35 +252,44 @@ def unpatch(model: nn.Module) -> nn.Module:
 
 
 def explain(model: nn.Module, tokens: int = 1, batch: int = 1) -> str:
-    """The graph of a step before and after rewriting, and its plan with launches and bytes, as text.
+    """The graph of a step before and after rewriting, and its plan with launches and bytes.
 
     Args:
         model: a model, patched or not.
         tokens: tokens a sequence in the step: 1 for decode, more for a prompt.
         batch: sequences.
+
+    Raises:
+        ValueError: the model cannot be captured; the message says why.
     """
-    if is_patched(model):
-        return model._zmlx_runner.explain(batch, tokens)
-    return _make_runner(model, None, None, False).explain(batch, tokens)
+    try:
+        runner = getattr(model, "_zmlx_runner", None) or make_runner(model)
+        return runner.explain(batch, tokens)
+    except Unsupported as reason:
+        raise ValueError(f"[explain] the model cannot be captured: {reason}.") from reason
 
 
-class _Unsupported(Exception):
+class Unsupported(Exception):
     """Why a model cannot be captured."""
 
 
-def _make_runner(
-    model: nn.Module, patterns: list[str] | None, exclude: list[str] | None, exact: bool
+def make_runner(
+    model: nn.Module,
+    patterns: list[str] | None = None,
+    exclude: list[str] | None = None,
+    exact: bool = False,
 ) -> _ext.Runner:
+    """What answers a patched model's calls; arguments as for `patch`. May raise `Unsupported`."""
     forward = type(model).__call__
     if is_patched(model):
         forward = model._zmlx_class.__call__
     try:
         caches = make_prompt_cache(model)
     except Exception as error:
-        raise _Unsupported(f"no prompt cache can be made: {error}") from error
+        raise Unsupported(f"no prompt cache can be made: {error}") from error
     for cache in caches:
         if type(cache) is not KVCache:
-            raise _Unsupported(f"cache type {type(cache).__name__}")
+            raise Unsupported(f"cache type {type(cache).__name__}")
     mx.eval(model.parameters())
     buffers = _buffer_types(model, caches)
 
