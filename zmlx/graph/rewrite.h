@@ -15,6 +15,7 @@ struct RewriteOptions {
   std::vector<std::string> exclude;
   bool exact = false; // ask our ops to round wherever the unfused graph does
   bool fold = true; // evaluate now what depends on no input
+  bool merge = true; // merge equal nodes; without it only those that depend on no input
 };
 
 struct RewriteReport {
