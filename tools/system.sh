@@ -51,12 +51,12 @@ if ((${#packages[@]})); then
 fi
 
 if ! command -v "$compiler" >/dev/null; then
-  say "zmlx needs a C++20 compiler (g++ 11 or clang 14, or later), but there is no '$compiler'. Install one"
+  say "zmlx needs a C++20 compiler (g++ 11 or clang 16, or later), but there is no '$compiler'. Install one"
   say "(apt-get install g++), or name one: make CXX=/path/to/compiler"
   exit 1
 fi
 if ! printf '%s\n' '#include <concepts>' '#include <span>' 'int main() { return std::span<int>().size(); }' |
   "$compiler" -std=c++20 -x c++ -fsyntax-only -; then
-  say "'$compiler' does not compile C++20. zmlx needs g++ 11 or clang 14, or later: make CXX=/path/to/compiler"
+  say "'$compiler' does not compile C++20. zmlx needs g++ 11 or clang 16, or later: make CXX=/path/to/compiler"
   exit 1
 fi

@@ -1,4 +1,5 @@
-// tests/cmake_consumer/main.cpp: runs one op of an installed zmlx and compares it with its reference.
+// tests/cmake_consumer/main.cpp: runs one op of an installed zmlx and compares it with its
+// reference.
 #include <iostream>
 
 #include "mlx/ops.h"
