@@ -10,8 +10,10 @@
 #include "mlx/mlx.h"
 #include "mlx/version.h"
 #include "runner.h"
+#include "zmlx/kernel/cpu/matmul_kernels.h"
 #include "zmlx/plan/compile.h"
 #include "zmlx/plan/execute.h"
+#include "zmlx/runtime/bandwidth.h"
 #include "zmlx/runtime/fused.h"
 #include "zmlx/runtime/team.h"
 
@@ -117,6 +119,16 @@ NB_MODULE(_ext, m) {
       "exclude"_a = std::vector<std::string>(),
       "exact"_a = false);
   m.def("num_threads", [] { return Team::instance().size(); });
+  m.def("cpu_kernels", [] {
+    std::vector<std::string> names{cpu::portable_matmul()->name};
+    if (auto* bf16 = cpu::bf16_matmul()) {
+      names.emplace_back(bf16->name);
+    }
+    return names;
+  });
+  m.def("read_bandwidth", &read_bandwidth, "bytes"_a, "repeats"_a);
+  m.def("launch_seconds", &launch_seconds, "repeats"_a);
+  m.def("barrier_seconds", &barrier_seconds, "repeats"_a);
   m.def("state_counts", [] {
     auto counts = state_counts();
     return nb::make_tuple(counts.in_place, counts.copied);

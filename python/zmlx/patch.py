@@ -147,7 +147,7 @@ class ByLength:
         self.reason = ""
 
     def __call__(self, inputs: mx.array, cache: Any) -> mx.array | None:
-        is_decode = inputs.shape[-1] == 1
+        is_decode = inputs.shape[-1:] == (1,)
         runner = self.decode if is_decode else self.prompt
         if runner is None:
             self.reason = f"{'decode' if is_decode else 'prompts'}: the model itself was chosen"
