@@ -3,6 +3,8 @@
 #include <cmath>
 #include <limits>
 
+#include "hwy/cache_control.h"
+
 #include "zmlx/kernel/cpu/attention.h"
 #include "zmlx/kernel/cpu/simd_math-inl.h"
 #include "zmlx/runtime/team.h"
@@ -278,6 +280,16 @@ HWY_INLINE Floats finite_max(Floats m) {
   return hn::IfThenElse(hn::Eq(m, hn::Set(d, -infinity)), hn::Zero(d), m);
 }
 
+/// Asks for rows [first, first + 4) of `width` elements, as far as they lie before `end`.
+template <typename T>
+HWY_INLINE void fetch_rows(const T* rows, int64_t first, int64_t end, int64_t width) {
+  const int64_t line = 64 / static_cast<int64_t>(sizeof(T));
+  const T* stop = rows + std::min(first + 4, end) * width;
+  for (const T* p = rows + std::min(first, end) * width; p < stop; p += line) {
+    hwy::Prefetch(p);
+  }
+}
+
 /// A piece of at most few_rows rows: keys stream by once, each used by all rows.
 template <typename T>
 void attend_few(const Attention& op, const AttentionInput& in, const Piece& at, float* to) {
@@ -319,6 +331,9 @@ void attend_few(const Attention& op, const AttentionInput& in, const Piece& at, 
         // Past the end the last key stands in: nothing beyond it is read.
         four[j] = keys + (begin + static_cast<int64_t>(std::min(i + j, count - 1))) * op.width;
       }
+      // Two streams that take turns confuse the hardware's own prefetching.
+      fetch_rows(values, begin + static_cast<int64_t>(i), at.end, op.value_width);
+      fetch_rows(keys, begin + static_cast<int64_t>(i) + Attention::tile, at.end, op.width);
       size_t r = 0;
       for (; r + 4 <= rows; r += 4) {
         dot_rows<T, 4>(q + r * room, room, four, width, s + r * tile + i);
