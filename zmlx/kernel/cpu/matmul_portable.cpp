@@ -4,6 +4,7 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "zmlx/kernel/cpu/matmul_portable.cpp"
+#include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
 
@@ -25,8 +26,8 @@ using cpu::Weight;
 using U32 = hn::Rebind<uint32_t, F32>;
 
 constexpr int64_t tile_outputs = 8; // weight rows decoded together
-constexpr int64_t tile_bytes = 65536; // floats of one decoded tile
-constexpr int few_rows = 3; // up to here weights are used while they are decoded
+constexpr int64_t tile_bytes = 65536;
+constexpr int few_rows = 4; // up to here weights are used while they are decoded
 
 int64_t round_up(int64_t n, int64_t step) {
   return (n + step - 1) / step * step;
@@ -101,6 +102,19 @@ HWY_INLINE auto group_of_lane(int64_t vector, int words_log2) {
   return hn::IndicesFromVec(F32(), hn::ShiftRightSame(word, words_log2));
 }
 
+// Bytes ahead that weights are fetched. Rows are read side by side, which hardware prefetchers do
+// not recognise, so the same lines are asked for in the order of their addresses.
+constexpr int64_t codes_ahead = 8192;
+constexpr int64_t scales_ahead = 1024;
+
+/// The cache lines of [at, at + size) bytes after base, which may lie past the end: a prefetch does
+/// nothing there.
+HWY_INLINE void fetch(const void* base, int64_t at, int64_t size) {
+  for (int64_t line = (at + 63) / 64 * 64; line < at + size; line += 64) {
+    hwy::Prefetch(reinterpret_cast<const char*>(reinterpret_cast<intptr_t>(base) + line));
+  }
+}
+
 /// R weight rows times M rows of activations, codes used as they are decoded.
 template <typename T, int Bits, int R, int M>
 void dot_few(
@@ -126,6 +140,9 @@ void dot_few(
   }
   for (int64_t g = 0; g < groups; g += step) {
     Floats scale[R];
+    const int64_t scale_bytes = R * step * static_cast<int64_t>(sizeof(T));
+    fetch(scales, scales_ahead + g / step * scale_bytes, scale_bytes);
+    fetch(biases, scales_ahead + g / step * scale_bytes, scale_bytes);
     for (int r = 0; r < R; ++r) {
       scale[r] = load_some(scales + r * groups + g, static_cast<size_t>(groups - g));
       Floats bias = load_some(biases + r * groups + g, static_cast<size_t>(groups - g));
@@ -137,6 +154,7 @@ void dot_few(
     const int64_t last = std::min(words, (g + step) * group_words);
     for (int64_t word = first; word < last; word += step) {
       const auto lane_group = group_of_lane((word - first) / step, words_log2);
+      fetch(codes, codes_ahead + word * 4 * R, step * 4 * R);
       for (int r = 0; r < R; ++r) {
         auto row = reinterpret_cast<const uint32_t*>(codes + r * s.row_bytes());
         auto packed = load_words(row + word, words - word);
@@ -166,7 +184,7 @@ void dot_few(
 }
 
 /// Weights of positions [begin, end) of one row as floats, in the order of prepared rows; `begin`
-/// lies on a block.
+/// is a multiple of 2048, which whole runs of lanes() groups fill.
 template <typename T, int Bits>
 void decode_words(
     const MatmulShape& s,
@@ -177,31 +195,27 @@ void decode_words(
     float* to) {
   constexpr int word_codes = 32 / Bits;
   const int64_t step = static_cast<int64_t>(lanes());
+  const int64_t groups = s.groups();
   const int64_t words = s.k / word_codes;
   const int64_t group_words = s.format.group_size / word_codes;
+  const int words_log2 = __builtin_ctzll(static_cast<uint64_t>(group_words));
   auto row = reinterpret_cast<const uint32_t*>(codes);
-  HWY_ALIGN float lane_scale[hn::MaxLanes(F32())] = {};
-  HWY_ALIGN float lane_bias[hn::MaxLanes(F32())] = {};
-  for (int64_t word = part.begin / word_codes; word < part.end / word_codes; word += step) {
-    auto packed = load_words(row + word, words - word);
-    for (int64_t i = 0; i < step; i += group_words) {
-      const int64_t g = std::min((word + i) / group_words, s.groups() - 1);
-      const Floats scale = hn::Set(F32(), sum(load_some(scales + g, 1)));
-      const Floats bias = hn::Set(F32(), sum(load_some(biases + g, 1)));
-      if (group_words >= step) {
-        hn::Store(scale, F32(), lane_scale);
-        hn::Store(bias, F32(), lane_bias);
-      } else {
-        std::fill_n(lane_scale + i, group_words, hn::GetLane(scale));
-        std::fill_n(lane_bias + i, group_words, hn::GetLane(bias));
+  const int64_t end = part.end / word_codes;
+  for (int64_t first = part.begin / word_codes; first < end; first += step * group_words) {
+    const int64_t g = first / group_words;
+    const Floats scales_here = load_some(scales + g, static_cast<size_t>(groups - g));
+    const Floats biases_here = load_some(biases + g, static_cast<size_t>(groups - g));
+    const int64_t last = std::min(end, first + step * group_words);
+    for (int64_t word = first; word < last; word += step) {
+      const auto lane_group = group_of_lane((word - first) / step, words_log2);
+      const Floats scale = hn::TableLookupLanes(scales_here, lane_group);
+      const Floats bias = hn::TableLookupLanes(biases_here, lane_group);
+      const auto packed = load_words(row + word, words - word);
+      HWY_UNROLL(16)
+      for (int c = 0; c < word_codes; ++c) {
+        store(hn::MulAdd(codes_of<Bits>(packed, c), scale, bias), to);
+        to += step;
       }
-    }
-    const Floats scale = hn::Load(F32(), lane_scale);
-    const Floats bias = hn::Load(F32(), lane_bias);
-    HWY_UNROLL(16)
-    for (int c = 0; c < word_codes; ++c) {
-      store(hn::MulAdd(codes_of<Bits>(packed, c), scale, bias), to);
-      to += step;
     }
   }
 }
@@ -298,6 +312,32 @@ void dot_tile(
   }
 }
 
+/// dot_tile for `height` weight rows and `count` <= M rows of activations.
+template <int M>
+void dot_tiles(
+    const float* tile,
+    int64_t stride,
+    int64_t height,
+    const float* const* x,
+    int64_t count,
+    int64_t n,
+    bool first,
+    float* out,
+    int64_t ld) {
+  if constexpr (M > 1) {
+    if (count < M) {
+      return dot_tiles<M - 1>(tile, stride, height, x, count, n, first, out, ld);
+    }
+  }
+  int64_t r = 0;
+  for (; r + 4 <= height; r += 4) {
+    dot_tile<4, M>(tile + r * stride, stride, x, n, first, out + r, ld);
+  }
+  for (; r < height; ++r) {
+    dot_tile<1, M>(tile + r * stride, stride, x, n, first, out + r, ld);
+  }
+}
+
 const float* row_of(const Rows& rows, size_t row_bytes, int64_t i) {
   const size_t at = rows.index ? rows.index[i] : static_cast<size_t>(i);
   return reinterpret_cast<const float*>(rows.prepared + at * row_bytes);
@@ -324,25 +364,18 @@ void run_tiles(
         decode<T>(s, w, j + r, part, tile + r * chunk);
       }
       for (int64_t i = 0; i < rows.count;) {
+        // The last rows in equal parts: 8 as 4 and 4, not 6 and 2.
         const int64_t left = rows.count - i;
+        const int64_t parts = (left + tall - 1) / tall;
+        const int64_t count = (left + parts - 1) / parts;
         const float* x[tall];
-        for (int m = 0; m < std::min<int64_t>(tall, left); ++m) {
+        for (int64_t m = 0; m < count; ++m) {
           x[m] = row_of(rows, row_bytes, i + m) + k;
         }
-        const int64_t count = part.end - part.begin;
-        for (int64_t r = 0; r < height;) {
-          const int64_t wide = height - r >= 4 ? 4 : 1;
-          const float* from = tile + r * chunk;
-          float* to = out + i * ld + j - outputs.begin + r;
-          if (left >= tall) {
-            (wide == 4 ? dot_tile<4, tall>
-                       : dot_tile<1, tall>)(from, chunk, x, count, k == 0, to, ld);
-          } else {
-            (wide == 4 ? dot_tile<4, 1> : dot_tile<1, 1>)(from, chunk, x, count, k == 0, to, ld);
-          }
-          r += wide;
-        }
-        i += left >= tall ? tall : 1;
+        float* to = out + i * ld + j - outputs.begin;
+        const int64_t floats_here = part.end - part.begin;
+        dot_tiles<tall>(tile, chunk, height, x, count, floats_here, k == 0, to, ld);
+        i += count;
       }
     }
   }
@@ -388,8 +421,8 @@ void run_as(
     int64_t ld) {
   using Fn = decltype(&run_tiles<T>);
   static constexpr Fn few[2][few_rows] = {
-      {run_few<T, 4, 1>, run_few<T, 4, 2>, run_few<T, 4, 3>},
-      {run_few<T, 8, 1>, run_few<T, 8, 2>, run_few<T, 8, 3>}};
+      {run_few<T, 4, 1>, run_few<T, 4, 2>, run_few<T, 4, 3>, run_few<T, 4, 4>},
+      {run_few<T, 8, 1>, run_few<T, 8, 2>, run_few<T, 8, 3>, run_few<T, 8, 4>}};
   const int bits = s.format.bits;
   if (rows.count > 0 && rows.count <= few_rows && (bits == 4 || bits == 8)) {
     few[bits == 8][rows.count - 1](s, w, outputs, rows, row_bytes, out, ld);
