@@ -76,8 +76,8 @@ PyType_Slot runner_slots[] = {
 NB_MODULE(_ext, m) {
   nb::module_::import_("mlx.core");
 
-  m.attr("mlx_version") = std::to_string(MLX_VERSION_MAJOR) + '.' + std::to_string(MLX_VERSION_MINOR) + '.' +
-      std::to_string(MLX_VERSION_PATCH);
+  m.attr("mlx_version") = std::to_string(MLX_VERSION_MAJOR) + '.' +
+      std::to_string(MLX_VERSION_MINOR) + '.' + std::to_string(MLX_VERSION_PATCH);
   m.def("loaded_mlx_version", [] { return std::string(mx::version()); });
 
   m.def("op_names", [] {
