@@ -140,9 +140,11 @@ std::shared_ptr<Step> Runner::find_step(Key key) {
     if (!error.matches(PyExc_Exception)) {
       throw;
     }
-    why.push_back(std::string("the model cannot be captured: ") + error.what());
+    reasons = {"the model cannot be captured: " + nb::cast<std::string>(nb::str(error.value()))};
+    return nullptr;
   } catch (const std::exception& error) {
-    why.push_back(std::string("the model cannot be captured: ") + error.what());
+    reasons = {std::string("the model cannot be captured: ") + error.what()};
+    return nullptr;
   }
   seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   report_ = report;
@@ -216,9 +218,17 @@ nb::object Runner::call(nb::handle tokens_object, nb::handle cache_object) {
       inputs.push_back(mx::zeros({batch, heads, 0, size}, dtype));
     } else {
       auto* a = as_array(held);
-      if (!a || a->ndim() != 4 || a->shape(0) != batch || a->shape(1) != heads ||
-          a->shape(3) != size) {
-        return decline("a cache does not have the shape of this model and batch");
+      if (!a || a->ndim() != 4 || a->shape(1) != heads || a->shape(3) != size) {
+        return decline("a cache does not have the shape of this model");
+      }
+      if (a->shape(0) != batch) {
+        fail(
+            "zmlx",
+            "the cache holds ",
+            a->shape(0),
+            " sequences but the tokens are of ",
+            batch,
+            ".");
       }
       if (a->dtype() != dtype) {
         return decline("a cache does not have the model's dtype");

@@ -284,8 +284,8 @@ def test_a_cache_for_another_batch_is_not_silently_used(load: Any) -> None:
     cache = make_prompt_cache(model)
     mx.eval(model(tokens_of(3), cache=cache))
     model(tokens_of(2), cache=cache)
-    with pytest.raises(ValueError):
-        mx.eval(model(tokens_of(2, batch=2), cache=cache))
+    with pytest.raises(ValueError, match="the cache holds 1 sequences but the tokens are of 2"):
+        model(tokens_of(2, batch=2), cache=cache)
     assert cache[0].offset == 5
 
 
@@ -360,7 +360,8 @@ def test_an_exception_while_a_step_is_traced_leaves_the_cache(load: Any, monkeyp
     model, _ = load("tiny-qwen3", dtype="float32")
     patch(model)
     cache = make_prompt_cache(model)
-    mx.eval(model(tokens_of(6), cache=cache))
+    tokens = tokens_of(7)
+    mx.eval(model(tokens[:, :6], cache=cache))
     attention = type(model.layers[0].self_attn)
 
     def broken(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -371,9 +372,11 @@ def test_an_exception_while_a_step_is_traced_leaves_the_cache(load: Any, monkeyp
         with pytest.raises(RuntimeError, match="broken on purpose"):
             model(tokens_of(5), cache=cache)
     assert cache[0].offset == 6
-    expected = steps(model, tokens_of(7), [6, 1])[:, -1]
-    got = model(tokens_of(7)[:, 6:], cache=cache)[:, -1]
-    assert distance(got, expected) < 1e-5
+    expected = steps(model, tokens, [6, 1])[:, -1]
+    assert distance(model(tokens[:, 6:], cache=cache)[:, -1], expected) < 1e-5
+    before = model.zmlx.stock_calls.total()
+    model(tokens_of(5), cache=cache)
+    assert model.zmlx.stock_calls.total() == before
 
 
 def test_two_threads_generate_with_one_model(load: Any) -> None:
@@ -460,9 +463,11 @@ def test_a_copied_or_pickled_model_is_the_model_unpatched(load: Any) -> None:
     other = copy.deepcopy(model)
     assert type(other) is cls and not hasattr(other, "zmlx")
     assert is_patched(model) and model.zmlx.patched
-    reduced = model.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+    patched = model.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
     unpatch(model)
-    assert str(reduced) == str(model.__reduce_ex__(pickle.HIGHEST_PROTOCOL))
+    stock = model.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+    assert patched[:3] == stock[:3]
+    assert list(patched[4]) == list(stock[4])
 
 
 def test_changed_weights_are_used_at_once(load: Any) -> None:
@@ -508,7 +513,7 @@ def test_training_runs_the_model_itself(load: Any) -> None:
     _, expected = nn.value_and_grad(model, loss)(model, tokens)
     patch(model)
     _, got = nn.value_and_grad(model, loss)(model, tokens)
-    assert model.zmlx.stock_calls == {"the weights are being traced": 1}
+    assert model.zmlx.stock_calls.total() == 1
     for (_, a), (_, b) in zip(tree_flatten(got), tree_flatten(expected), strict=True):
         assert mx.allclose(a, b)
 

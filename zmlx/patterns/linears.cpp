@@ -49,6 +49,11 @@ int lift_linears(Graph& graph) {
     view.inputs = {graph[id].inputs[0]};
     view.outputs = {type};
     view.outputs[0].shape[-1] = graph.type(view.inputs[0]).shape[-1];
+    // Worth it where it undoes a Reshape below; elsewhere it would only move the heads' split.
+    auto& below = graph[view.inputs[0].node];
+    if (below.kind != "Reshape" || !(graph.type(below.inputs[0]) == view.outputs[0])) {
+      continue;
+    }
     Node lifted = graph[id];
     lifted.inputs[0] = {graph.add(std::move(view)), 0};
     lifted.outputs = {type};

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstring>
 #include <deque>
+#include <thread>
 
 #include "mlx/allocator.h"
 #include "mlx/backend/cpu/encoder.h"
@@ -29,6 +30,8 @@ struct Frame {
   };
   struct Resolved {
     const CpuKernel* kernel;
+    bool solo;
+    bool solo_next;
     std::vector<Tensor> in;
     std::vector<Tensor> out;
   };
@@ -42,6 +45,7 @@ struct Frame {
 
 namespace {
 
+constexpr std::chrono::milliseconds landing_time{10};
 constexpr size_t kept_frame_bytes = size_t{16} << 20;
 
 std::atomic<uint64_t> states_in_place{0};
@@ -76,24 +80,36 @@ class Flights {
     return flight;
   }
 
-  /// Runs in flight that hold `buffer`.
-  long holding(const void* buffer) {
+  struct Holders {
+    long flying = 0; // runs queued or running
+    bool landed = false; // a run that ended a moment ago
+  };
+  Holders of(const void* buffer) {
     std::lock_guard lock(mutex_);
-    std::erase_if(
-        queue_, [](auto& flight) { return flight->landed.load(std::memory_order_acquire); });
-    return std::count_if(queue_.begin(), queue_.end(), [&](auto& flight) {
-      return std::find(flight->buffers.begin(), flight->buffers.end(), buffer) !=
-          flight->buffers.end();
-    });
+    while (queue_.size() > remembered && queue_.front()->landed.load(std::memory_order_acquire)) {
+      queue_.pop_front();
+    }
+    Holders holders;
+    for (auto& flight : queue_) {
+      auto& held = flight->buffers;
+      if (std::find(held.begin(), held.end(), buffer) != held.end()) {
+        bool landed = flight->landed.load(std::memory_order_acquire);
+        holders.landed |= landed;
+        holders.flying += !landed;
+      }
+    }
+    return holders;
   }
 
  private:
+  static constexpr size_t remembered = 4;
+
   std::mutex mutex_;
   std::deque<std::shared_ptr<Flight>> queue_;
 };
 
-/// Whether only this run's input list and runs still in flight hold the array's memory. A landed
-/// run may keep its references for a moment longer, so a first "no" is asked again until
+/// Whether only this run's input list and runs still in flight hold the array's memory. A run that
+/// has just landed may keep its reference for a moment longer: then the answer is waited for, until
 /// `deadline`.
 bool is_exclusive(const mx::array& a, std::chrono::steady_clock::time_point deadline) {
   if (handle_count(a) != 1 || !a.data_shared_ptr()->is_owned()) {
@@ -103,13 +119,14 @@ bool is_exclusive(const mx::array& a, std::chrono::steady_clock::time_point dead
     // The order matters: a run that lands between the two reads makes the count look too high,
     // never too low.
     long count = a.data_shared_ptr().use_count();
-    long expected = 1 + Flights::instance().holding(a.data_shared_ptr().get());
-    if (count <= expected) {
+    auto holders = Flights::instance().of(a.data_shared_ptr().get());
+    if (count <= 1 + holders.flying) {
       return true;
     }
-    if (std::chrono::steady_clock::now() >= deadline) {
+    if (!holders.landed || std::chrono::steady_clock::now() >= deadline) {
       return false;
     }
+    std::this_thread::yield();
   }
 }
 
@@ -172,8 +189,16 @@ struct Run {
         member.barrier();
       }
       for (auto& launch : frame->launches) {
-        launch.kernel->run(Call{launch.in, launch.out, frame->scratch}, member);
-        member.barrier();
+        Call call{launch.in, launch.out, frame->scratch};
+        if (!launch.solo) {
+          launch.kernel->run(call, member);
+        } else if (member.rank() == 0) {
+          Member alone(Team::instance(), 0, 1);
+          launch.kernel->run(call, alone);
+        }
+        if (!(launch.solo && launch.solo_next)) {
+          member.barrier();
+        }
       }
     });
   }
@@ -254,7 +279,7 @@ void Execute::eval_cpu(const Arrays&, Arrays& outputs) {
   }
 
   Run run{executable_, {}, {}, {}, {}};
-  auto deadline = std::chrono::steady_clock::now() + std::chrono::microseconds(200);
+  auto deadline = std::chrono::steady_clock::now() + landing_time;
   std::vector<bool> is_state(outputs.size(), false), in_place(inputs.size(), false);
   for (auto [output, input] : plan.states) {
     auto& from = inputs[static_cast<size_t>(input)];
@@ -373,6 +398,8 @@ std::unique_ptr<Frame> Executable::acquire() {
     auto& launch = plan_->launches[i];
     auto& resolved = frame->launches[i];
     resolved.kernel = &launch.kernel;
+    resolved.solo = launch.solo;
+    resolved.solo_next = i + 1 < plan_->launches.size() && plan_->launches[i + 1].solo;
     resolved.in.resize(launch.in.size());
     resolved.out.resize(launch.out.size());
     for (size_t k = 0; k < launch.in.size(); ++k) {

@@ -19,6 +19,10 @@ Key key(Value v) {
   return {v.node, v.output};
 }
 
+/// Bytes that one member moves in about the time of a barrier. Rows count again: they are
+/// arithmetic.
+constexpr size_t solo_bytes = 64 * 1024;
+
 /// Builds one plan; `reasons` says what stood in the way.
 class Planner {
  public:
@@ -187,6 +191,10 @@ class Planner {
   }
 
   void fill_places() {
+    is_state_.resize(plan_.outputs.size());
+    for (auto [output, input] : plan_.states) {
+      is_state_[static_cast<size_t>(output)] = true;
+    }
     for (size_t i = 0; i < launched_.size(); ++i) {
       auto& node = graph_[launched_[i]];
       for (auto v : node.inputs) {
@@ -195,11 +203,29 @@ class Planner {
       for (int k = 0; k < static_cast<int>(node.outputs.size()); ++k) {
         plan_.launches[i].out.push_back(place({launched_[i], k}));
       }
+      plan_.launches[i].solo = is_solo(plan_.launches[i]);
     }
+  }
+
+  /// What reads a varying input as a whole (attention over the KV buffers) may be any amount of
+  /// work.
+  bool is_solo(const Launch& launch) const {
+    for (size_t i = 0; i < launch.in.size(); ++i) {
+      auto place = launch.in[i];
+      bool is_buffer = (place.kind == Place::Kind::input && plan_.varies[place.index]) ||
+          (place.kind == Place::Kind::output && is_state_[place.index]);
+      if (is_buffer && launch.op->in_place.empty()) {
+        return false;
+      }
+    }
+    bool is_update = !launch.op->in_place.empty();
+    int64_t rows = is_update ? 1 : std::max<int64_t>(1, launch.out_types[0].shape.rows());
+    return traffic(launch) * static_cast<size_t>(rows) <= solo_bytes;
   }
 
   const Graph& graph_;
   Plan plan_;
+  std::vector<bool> is_state_; // by output
   std::set<std::string> reasons_;
   std::vector<int> launched_; // node of each launch
   std::map<Key, Value> roots_;
@@ -245,11 +271,11 @@ std::string to_string(const Plan& plan) {
   std::ostringstream out;
   out << plan.launches.size() << " launches, arena " << plan.arena_bytes << " bytes ("
       << plan.intermediate_bytes << " without sharing), scratch " << plan.scratch_bytes
-      << " bytes, " << traffic(plan) << " bytes moved a run\n";
+      << " bytes, " << traffic(plan) << " bytes moved a run; * one thread alone\n";
   for (size_t i = 0; i < plan.launches.size(); ++i) {
     auto& launch = plan.launches[i];
     out << std::setw(5) << i << "  " << std::left << std::setw(16) << launch.op->name << std::right
-        << std::setw(12) << traffic(launch) << " B  ";
+        << std::setw(12) << traffic(launch) << (launch.solo ? " B* " : " B  ");
     for (size_t k = 0; k < launch.out.size(); ++k) {
       out << (k ? ", " : "") << to_string(launch.out_types[k]) << " -> "
           << name_of(launch.out[k].kind) << '+' << launch.out[k].index;

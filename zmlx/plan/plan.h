@@ -27,6 +27,7 @@ struct Launch {
   std::vector<Place> out;
   Types in_types;
   Types out_types;
+  bool solo = false; // too little work to be worth a barrier: one member runs it alone
 };
 
 /// Output `output` is input `input` with some of its contents replaced: the KV buffers of a step.

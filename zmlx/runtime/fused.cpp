@@ -181,7 +181,7 @@ std::pair<Arrays, std::vector<int>> Fused::vmap(
   auto reference = [&](const Arrays& in) { return op_.reference(in, attrs_); };
   auto [in, out] = mx::detail::vmap_trace(reference, inputs, axes);
   std::vector<int> out_axes(out.size(), 0);
-  return {mx::detail::vmap_replace(in, out, inputs, axes, out_axes), out_axes};
+  return {mx::detail::vmap_replace(inputs, in, out, axes, out_axes), out_axes};
 }
 
 } // namespace
