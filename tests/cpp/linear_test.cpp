@@ -170,7 +170,7 @@ void expect_right(const Problem& p) {
 }
 
 constexpr Dtype dtypes[] = {Dtype::f32, Dtype::f16, Dtype::bf16};
-constexpr int64_t row_counts[] = {0, 1, 2, 3, 4, 5, 7, 8, 13, 33};
+constexpr int64_t row_counts[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 13, 33};
 
 TEST(Matmul, IsRightForEveryFormatAndNumberOfRows) {
   for (auto dtype : dtypes) {

@@ -116,7 +116,7 @@ inline constexpr int64_t block_rows = 128;
 
 /// Where work on `rows` rows may be cut among members: prompts decode 32 weight rows together.
 inline int64_t split_grain(int64_t rows) {
-  return rows > 4 ? 32 : 8;
+  return rows > 6 ? 32 : 8;
 }
 
 /// Rows [first, first + count).

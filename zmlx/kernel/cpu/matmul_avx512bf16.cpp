@@ -565,6 +565,10 @@ void run_as(
       return run_few<Bits, 2, 3>(s, w, outputs, rows, row_bytes, out, ld);
     case 4:
       return run_few<Bits, 2, 4>(s, w, outputs, rows, row_bytes, out, ld);
+    case 5:
+      return run_few<Bits, 2, 5>(s, w, outputs, rows, row_bytes, out, ld);
+    case 6:
+      return run_few<Bits, 2, 6>(s, w, outputs, rows, row_bytes, out, ld);
     default:
       return run_panels<Bits>(s, w, outputs, rows, row_bytes, out, ld);
   }
