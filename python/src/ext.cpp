@@ -129,9 +129,14 @@ NB_MODULE(_ext, m) {
   m.def("read_bandwidth", &read_bandwidth, "bytes"_a, "repeats"_a);
   m.def("launch_seconds", &launch_seconds, "repeats"_a);
   m.def("barrier_seconds", &barrier_seconds, "repeats"_a);
-  m.def("state_counts", [] {
-    auto counts = state_counts();
-    return nb::make_tuple(counts.in_place, counts.copied);
+  m.def("run_counts", [] {
+    auto counts = run_counts();
+    nb::dict items;
+    items["in_place"] = counts.in_place;
+    items["copied"] = counts.copied;
+    items["runs"] = counts.runs;
+    items["seconds"] = counts.seconds;
+    return items;
   });
 
   nb::class_<RewriteReport>(m, "RewriteReport")

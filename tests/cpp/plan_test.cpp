@@ -130,7 +130,7 @@ TEST(Plan, WritesAStateInPlaceWhenNobodyElseHoldsIt) {
   auto buffer = mx::zeros({1, 2, 8, 4});
   mx::eval(buffer);
   auto* memory = buffer.data<float>();
-  auto before = state_counts();
+  auto before = run_counts();
   for (int i = 0; i < 8; ++i) {
     auto out = execute(
         executable,
@@ -140,8 +140,8 @@ TEST(Plan, WritesAStateInPlaceWhenNobodyElseHoldsIt) {
     mx::async_eval({out[0]});
   }
   mx::eval(buffer);
-  EXPECT_EQ(state_counts().in_place - before.in_place, 8u);
-  EXPECT_EQ(state_counts().copied, before.copied);
+  EXPECT_EQ(run_counts().in_place - before.in_place, 8u);
+  EXPECT_EQ(run_counts().copied, before.copied);
   EXPECT_EQ(buffer.data<float>(), memory);
 }
 

@@ -158,14 +158,14 @@ def test_a_step_writes_its_cache_in_place(load: Any) -> None:
     cache = make_prompt_cache(model)
     token = mx.argmax(model(tokens_of(9), cache=cache)[:, -1:, :], axis=-1)
     mx.eval(token)
-    copied = _ext.state_counts()[1]
+    copied = _ext.run_counts()["copied"]
     for _ in range(50):
         following = mx.argmax(model(token, cache=cache)[:, -1:, :], axis=-1)
         mx.async_eval(following)
         token.item()
         token = following
     mx.eval(token)
-    assert _ext.state_counts()[1] == copied
+    assert _ext.run_counts()["copied"] == copied
 
 
 def test_a_deep_copied_cache_goes_its_own_way(load: Any) -> None:

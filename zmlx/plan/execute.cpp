@@ -50,6 +50,8 @@ constexpr size_t kept_frame_bytes = size_t{16} << 20;
 
 std::atomic<uint64_t> states_in_place{0};
 std::atomic<uint64_t> states_copied{0};
+std::atomic<uint64_t> runs{0};
+std::atomic<int64_t> run_nanoseconds{0};
 
 /// Handles of an array object beyond its data. MLX keeps the count private; an array is one
 /// shared_ptr and nothing else.
@@ -177,10 +179,14 @@ struct Run {
   void operator()() {
     struct Landing {
       Flight& flight;
+      std::chrono::steady_clock::time_point start = std::chrono::steady_clock::now();
       ~Landing() {
+        ++runs;
+        run_nanoseconds +=
+            std::chrono::nanoseconds(std::chrono::steady_clock::now() - start).count();
         flight.landed.store(true, std::memory_order_release);
       }
-    } landing{*flight};
+    } landing{.flight = *flight};
     Team::instance().run([&](Member& member) {
       for (auto& copy : copies) {
         copy.run(member);
@@ -473,8 +479,12 @@ Arrays execute(
       {gathered});
 }
 
-StateCounts state_counts() {
-  return {states_in_place.load(), states_copied.load()};
+RunCounts run_counts() {
+  return {
+      states_in_place.load(),
+      states_copied.load(),
+      runs.load(),
+      static_cast<double>(run_nanoseconds.load()) * 1e-9};
 }
 
 } // namespace zmlx

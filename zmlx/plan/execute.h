@@ -48,11 +48,13 @@ Arrays execute(
     const std::vector<mx::Shape>& state_shapes,
     mx::StreamOrDevice s = {});
 
-/// How often a state was written in place and how often copied, since the process began.
-struct StateCounts {
-  uint64_t in_place = 0;
-  uint64_t copied = 0;
+/// What runs have done since the process began.
+struct RunCounts {
+  uint64_t in_place = 0; // states written in place
+  uint64_t copied = 0; // states copied first
+  uint64_t runs = 0;
+  double seconds = 0; // inside kernels and their barriers, on the stream's thread
 };
-StateCounts state_counts();
+RunCounts run_counts();
 
 } // namespace zmlx
