@@ -22,7 +22,7 @@ MAY_INCLUDE = {
 }
 BASE = ("zmlx/runtime/error", "zmlx/runtime/team", "zmlx/runtime/tensor")
 # In graph/ these stand between MLX's arrays and our graph; the rest of it knows no MLX.
-KNOW_MLX = ("capture", "primitives")
+KNOW_MLX = ("capture", "compiled", "primitives")
 
 SOURCES = sorted(p for p in (ROOT / "zmlx").rglob("*") if p.suffix in (".cpp", ".h"))
 
