@@ -214,6 +214,37 @@ TEST(Plan, AStateMayBeginEmptyAndMayBeStrided) {
       0.0f);
 }
 
+/// Runs `count` times on a machine where a run takes `all` or `one` seconds; how often one thread
+/// alone ran.
+int alone(Width& width, int count, double all, double one) {
+  int times = 0;
+  for (int i = 0; i < count; ++i) {
+    auto choice = width.next();
+    bool is_one = choice == Width::Choice::one;
+    times += is_one;
+    width.note(choice, is_one ? one : all);
+  }
+  return times;
+}
+
+TEST(Width, TheTeamRunsWhatItRunsFasterAndTrialsBecomeRare) {
+  Width width;
+  EXPECT_LE(alone(width, 5000, 1.0, 1.8), 12);
+}
+
+TEST(Width, OneThreadTakesOverOnABusyMachineAndTheTeamReturnsAfterwards) {
+  Width width;
+  alone(width, 100, 1.0, 1.8);
+  EXPECT_GT(alone(width, 200, 9.0, 1.8), 150);
+  EXPECT_LT(alone(width, 4000, 1.0, 1.8), 2500);
+  EXPECT_LE(alone(width, 1000, 1.0, 1.8), 5);
+}
+
+TEST(Width, EqualTimesChangeNothing) {
+  Width width;
+  EXPECT_LE(alone(width, 1000, 1.0, 1.0), 10);
+}
+
 TEST(Split, TheFirstHalfHasTheWantedOutputsAndTheSecondTheRest) {
   auto fn = [](const Arrays& in) {
     auto shared = node(op_named("rms_norm"), {in[0], weight()}, {{"eps", 1e-6}})[0];

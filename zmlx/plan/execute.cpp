@@ -187,7 +187,7 @@ struct Run {
         flight.landed.store(true, std::memory_order_release);
       }
     } landing{.flight = *flight};
-    Team::instance().run([&](Member& member) {
+    executable->run([&](Member& member) {
       for (auto& copy : copies) {
         copy.run(member);
       }
@@ -423,6 +423,22 @@ void Executable::release(std::unique_ptr<Frame> frame) {
     std::lock_guard lock(mutex_);
     free_.push_back(std::move(frame));
   }
+}
+
+void Executable::run(const std::function<void(Member&)>& body) {
+  auto& team = Team::instance();
+  if (team.size() == 1) {
+    team.run(body);
+    return;
+  }
+  std::unique_lock lock(mutex_);
+  auto choice = width_.next();
+  lock.unlock();
+  auto start = std::chrono::steady_clock::now();
+  choice == Width::Choice::all ? team.run(body) : team.run_alone(body);
+  double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  lock.lock();
+  width_.note(choice, seconds);
 }
 
 Arrays execute(

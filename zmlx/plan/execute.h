@@ -7,6 +7,7 @@
 
 #include "mlx/utils.h"
 #include "zmlx/plan/plan.h"
+#include "zmlx/plan/width.h"
 
 namespace zmlx {
 
@@ -29,6 +30,8 @@ class Executable {
   /// A frame for one run; give it back with release(). Small frames are kept for the next run.
   std::unique_ptr<Frame> acquire();
   void release(std::unique_ptr<Frame> frame);
+  /// Runs the body on the team or, where that has proved faster, on this thread alone.
+  void run(const std::function<void(Member&)>& body);
 
  private:
   std::shared_ptr<const Plan> plan_;
@@ -36,6 +39,7 @@ class Executable {
   Arrays owners_;
   std::mutex mutex_;
   std::vector<std::unique_ptr<Frame>> free_;
+  Width width_;
 };
 
 /// Lazy outputs of one run. `state_shapes` gives the output shape of each of plan.states: that of

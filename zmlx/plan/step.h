@@ -12,7 +12,7 @@
 
 namespace zmlx {
 
-/// Inputs: the tokens, the offset, then the buffers. Outputs: the logits, then the buffers. For a
+/// Inputs: the tokens, the offset, for padded sequences their positions, then the buffers. Outputs: the logits, then the buffers. For a
 /// prompt the logits are a run of their own, made only when they are read.
 class Step {
  public:

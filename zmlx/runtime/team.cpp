@@ -248,6 +248,14 @@ int Team::size() const {
   return state_->size;
 }
 
+void Team::run_alone(const std::function<void(Member&)>& body) {
+  auto& s = *state_;
+  std::lock_guard lock(s.callers);
+  s.next.store(0, std::memory_order_relaxed);
+  Member member(*this, 0, 1);
+  body(member);
+}
+
 void Team::run(const std::function<void(Member&)>& body) {
   auto& s = *state_;
   std::lock_guard lock(s.callers);
