@@ -145,6 +145,7 @@ TEST(Team, CallersFromSeveralThreadsTakeTurns) {
   EXPECT_EQ(counter, 4 * 200 * 2);
 }
 
+#if !defined(__SANITIZE_THREAD__)
 int run_in_child() {
   pid_t child = fork();
   if (child == 0) {
@@ -162,7 +163,6 @@ int run_in_child() {
   return status;
 }
 
-#if !defined(__SANITIZE_THREAD__)
 TEST(Team, AForkedChildGetsATeamOfItsOwn) {
   Team::instance().run([](Member& m) { m.barrier(); });
   EXPECT_EQ(run_in_child(), 0);

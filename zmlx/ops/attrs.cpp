@@ -9,7 +9,8 @@ namespace zmlx {
 const Attr& Attrs::at(std::string_view name) const {
   auto it = items_.find(name);
   if (it == items_.end()) {
-    throw std::out_of_range("[zmlx] no attribute '" + std::string(name) + "' in {" + to_string(*this) + "}.");
+    throw std::out_of_range(
+        "[zmlx] no attribute '" + std::string(name) + "' in {" + to_string(*this) + "}.");
   }
   return it->second;
 }

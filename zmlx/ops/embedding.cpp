@@ -42,8 +42,8 @@ Arrays reference(const Arrays& in, const Attrs& attrs) {
   auto tokens = mx::flatten(in[0]);
   auto rows = [&](size_t i) { return mx::take(in[i], tokens, 0); };
   auto& f = kind.format;
-  auto out = f.bits ? mx::dequantize(rows(1), rows(2), rows(3), f.group_size, f.bits, kind.mode)
-                    : rows(1);
+  auto out =
+      f.bits ? mx::dequantize(rows(1), rows(2), rows(3), f.group_size, f.bits, kind.mode) : rows(1);
   shape.push_back(out.shape(-1));
   return {mx::reshape(out, shape)};
 }

@@ -28,7 +28,8 @@ const std::vector<const Op*>& all_ops() {
 
 const Op* find_op(std::string_view name) {
   auto& ops = all_ops();
-  auto it = std::lower_bound(ops.begin(), ops.end(), name, [](auto* op, auto key) { return op->name < key; });
+  auto it = std::lower_bound(
+      ops.begin(), ops.end(), name, [](auto* op, auto key) { return op->name < key; });
   return it != ops.end() && (*it)->name == name ? *it : nullptr;
 }
 

@@ -1,4 +1,5 @@
-// zmlx/ops/op.h: what an op is: its reference in MLX, its kernels, its cases. One file an op; the registry finds them.
+// zmlx/ops/op.h: what an op is: its reference in MLX, its kernels, its cases. One file an op; the
+// registry finds them.
 #pragma once
 
 #include <functional>
@@ -23,8 +24,9 @@ struct Call {
   std::byte* scratch = nullptr; // Op::cpu's scratch bytes, 64-byte aligned, shared by the members
 };
 
-/// A kernel made ready for given types and attributes: every member of the team calls `run` with its own Member.
-/// It may use barriers; on return a member's own part is done, and the executor puts a barrier after it.
+/// A kernel made ready for given types and attributes: every member of the team calls `run` with
+/// its own Member. It may use barriers; on return a member's own part is done, and the executor
+/// puts a barrier after it.
 struct CpuKernel {
   std::function<void(const Call&, Member&)> run;
   size_t scratch = 0; // bytes of shared scratch memory
@@ -44,16 +46,19 @@ struct Op {
   std::string name;
   std::vector<std::string> args; // names of the inputs, in order; "*rest" for a variable number
   std::string doc; // one paragraph: shapes, dtypes, formula and its source
-  /// Output types from input types; throws std::invalid_argument in words for inputs that do not fit.
+  /// Output types from input types; throws std::invalid_argument in words for inputs that do not
+  /// fit.
   std::function<Types(const Types&, const Attrs&)> types;
-  /// The op in plain MLX: its oracle, its baseline, its default gradient, and what runs where there is no kernel.
+  /// The op in plain MLX: its oracle, its baseline, its default gradient, and what runs where there
+  /// is no kernel.
   std::function<Arrays(const Arrays&, const Attrs&)> reference;
   /// The CPU kernel for these input types; an empty `run` when it has none for them.
   std::function<CpuKernel(const Types& in, const Types& out, const Attrs&)> cpu;
-  /// Bytes that one run reads and writes, where that is not all of the inputs and outputs (experts not chosen).
+  /// Bytes that one run reads and writes, where that is not all of the inputs and outputs (experts
+  /// not chosen).
   std::function<size_t(const Types& in, const Types& out, const Attrs&)> traffic;
-  /// Outputs that share the memory of an input: {output, input}, negative inputs counting from the last. The kernel
-  /// finds the input's contents there already.
+  /// Outputs that share the memory of an input: {output, input}, negative inputs counting from the
+  /// last. The kernel finds the input's contents there already.
   std::vector<std::pair<int, int>> in_place;
   std::vector<Case> cases;
 };

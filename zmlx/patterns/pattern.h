@@ -31,8 +31,8 @@ struct Keep {
 
 struct Pattern {
   std::string name;
-  /// Stage 0 undoes MLX's decomposition (recompose), later stages build on what earlier ones put. Patterns of one stage do
-  /// not see each other's results.
+  /// Stage 0 undoes MLX's decomposition (recompose), later stages build on what earlier ones put.
+  /// Patterns of one stage do not see each other's results.
   int stage = 0;
   /// The left side, with one or more roots.
   Build find;

@@ -63,7 +63,7 @@ Arrays rewrite(const Arrays& outputs, const RewriteOptions& options, RewriteRepo
     }
   }
   // Inside what was one Compiled node values have no array: made when somebody needs one.
-  std::function<mx::array(Value)> array_at = [&](Value v) {
+  std::function<mx::array(Value)> array_at = [&, &graph = graph](Value v) {
     auto& slot = known[static_cast<size_t>(v.node)][static_cast<size_t>(v.output)];
     if (!slot) {
       Arrays in;

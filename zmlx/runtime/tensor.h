@@ -1,4 +1,5 @@
-// zmlx/runtime/tensor.h: what a kernel sees of an array: a pointer, a dtype and a shape. Knows nothing of MLX.
+// zmlx/runtime/tensor.h: what a kernel sees of an array: a pointer, a dtype and a shape. Knows
+// nothing of MLX.
 #pragma once
 
 #include <algorithm>
