@@ -8,18 +8,17 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 from types import SimpleNamespace
 
 import jsonschema
 import mlx.core as mx
 import pytest
 
-import zmlx.bench
-from zmlx.bench import report
+import zmlx.presets
+from zmlx.bench import capsule, report
 from zmlx.bench.inference import Benchmark, Identity, Options, load_model, make_prompt
 
-SCHEMA = json.loads((Path(zmlx.bench.__file__).parent / "inference.schema.json").read_text())
+SCHEMA = json.loads(capsule.SCHEMA.read_text())
 SHORT = {"runs": 2, "max_tokens": 6, "prompt_tokens": 5}
 
 
@@ -207,7 +206,7 @@ def test_a_failing_patch_is_named_in_the_incomplete_file(tmp_path):
 def test_ctrl_c_ends_the_command_with_130_and_a_valid_incomplete_file(tmp_path):
     out = tmp_path / "result.json"
     command = [sys.executable, "-m", "zmlx", "bench", "inference", "--model", "tiny-moe"]
-    command += ["--null-run", "--runs", "100000", "--prompt-tokens", "4", "--max-tokens", "20"]
+    command += ["--null-run", "--runs", "2000", "--prompt-tokens", "4", "--max-tokens", "20"]
     process = subprocess.Popen(
         [*command, "--json", str(out)], env=os.environ, stderr=subprocess.PIPE, text=True
     )

@@ -1,37 +1,25 @@
-# zmlx/bench/closeness.py: how far stock's and the patched model's logits lie from a float32 run.
-"""Logits against float32.
+# zmlx/bench/closeness.py: how far a side's logits and tokens lie from those of a reference.
+"""Logits against a reference, position by position.
 
-The reference is stock MLX with the same weights and float32 activations. It chooses the tokens;
-stock and the patched model get these very tokens, so that every step compares like with like.
+Both sides get the same tokens, so that every position compares like with like.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from zmlx.bench import machine
-from zmlx.bench.inference import (
-    Identity,
-    Options,
-    Patcher,
-    Progress,
-    command_line,
-    load_model,
-    make_prompt,
-    no_progress,
-    now,
-    zmlx_patcher,
-)
-
-SCHEMA_VERSION = 1
 # Two float32 runs differ in the order of their sums; relative to the logits' root mean square.
 FLOAT32_NOISE = 1e-4
+# By how much an error may exceed stock's and still count as no larger: errors have luck, too.
+SLACK = 1.05
 
 Logits = NDArray[np.float32]
 
@@ -46,13 +34,16 @@ class Distance:
     worst_kl: float
     same_top: int  # steps whose most likely token is the reference's
 
+    def as_dict(self) -> dict[str, float | int]:
+        return asdict(self)
+
 
 def distance(reference: Logits, logits: Logits) -> Distance:
     """Of two arrays of shape (steps, vocabulary)."""
     if reference.shape != logits.shape:
         raise ValueError(f"logits have shape {logits.shape} but the reference {reference.shape}.")
     difference = np.abs(logits.astype(np.float64) - reference)
-    expected, got = (_log_softmax(values) for values in (reference, logits))
+    expected, got = (log_softmax(values) for values in (reference, logits))
     kl = (np.exp(expected) * (expected - got)).sum(-1)
     return Distance(
         rms=float(np.sqrt(np.mean(difference**2))),
@@ -63,26 +54,72 @@ def distance(reference: Logits, logits: Logits) -> Distance:
     )
 
 
+def noise_of(reference: Logits) -> float:
+    """What float32's own rounding makes of these logits."""
+    return FLOAT32_NOISE * float(np.sqrt(np.mean(reference.astype(np.float64) ** 2)))
+
+
 def at_least_as_close(reference: Logits, stock: Distance, patched: Distance) -> bool:
     """Whether the patched model's error is not above stock's, or is only float32's own noise."""
-    scale = float(np.sqrt(np.mean(reference.astype(np.float64) ** 2)))
-    return patched.rms <= max(stock.rms, FLOAT32_NOISE * scale)
+    return patched.rms <= max(SLACK * stock.rms, noise_of(reference))
 
 
-def step_logits(
+@dataclass(frozen=True)
+class Parting:
+    """Where a side's most likely token first differs from the reference's."""
+
+    position: int  # 0 is the first new token
+    token: int  # the side's
+    reference_token: int
+    margin: float  # the reference's top logit minus its second
+    gap: float  # the reference's top logit minus its logit of the side's token
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def parting(reference: Logits, logits: Logits) -> Parting | None:
+    """The first position where the greedy tokens differ; None when all are the same.
+
+    Beyond it a greedy generation would be about another text.
+    """
+    expected, got = reference.argmax(-1), logits.argmax(-1)
+    where = np.flatnonzero(expected != got)
+    if not where.size:
+        return None
+    at = int(where[0])
+    row = reference[at].astype(np.float64)
+    second, top = np.partition(row, -2)[-2:]
+    return Parting(
+        at, int(got[at]), int(expected[at]), float(top - second), float(top - row[got[at]])
+    )
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Logits of the positions after a prompt, the tokens that followed, and the time it took."""
+
+    logits: Logits  # (steps, vocabulary)
+    tokens: list[int]
+    prompt_s: float
+    decode_s: float
+
+
+def run_steps(
     model: Any, prompt: Sequence[int], steps: int, tokens: Sequence[int] | None = None
-) -> tuple[Logits, list[int]]:
-    """The logits of `steps` positions after a prompt, and the tokens that led there.
+) -> Steps:
+    """The prompt but for its last token in one call, then `steps` calls of one token.
 
-    The prompt but for its last token is one call, then each call is one token, as `mlx_lm`
-    generates. Without `tokens` each next token is the greedy one.
+    So does `mlx_lm` generate. Without `tokens` each next token is the greedy one.
     """
     from mlx_lm.models.cache import make_prompt_cache
 
     cache = make_prompt_cache(model)
+    start = time.perf_counter()
     if len(prompt) > 1:
         model(mx.array([prompt[:-1]]), cache=cache)
         mx.eval([entry.state for entry in cache])
+    prompted = time.perf_counter()
     token = prompt[-1]
     found, chosen = [], []
     for step in range(steps):
@@ -90,74 +127,33 @@ def step_logits(
         found.append(np.array(logits))
         token = int(found[-1].argmax()) if tokens is None else tokens[step]
         chosen.append(token)
-    return np.stack(found), chosen
+    end = time.perf_counter()
+    return Steps(np.stack(found), chosen, prompted - start, end - prompted)
 
 
-def validate(
-    options: Options,
-    steps: int = 32,
-    progress: Progress = no_progress,
-    patcher: Patcher | None = None,
-    command: list[str] | None = None,
-) -> dict[str, Any]:
-    """Runs float32, stock and patched, and returns the document of `validation.schema.json`.
-
-    Of the options, model, dtype, bits, group size, layers, seed, prompt and threads count.
-    """
-    options.check()
-    if steps < 1:
-        raise ValueError(f"--steps must be 1 or more but got {steps}.")
-    options.apply_threads()
-    patcher = patcher or (Identity() if options.null_run else zmlx_patcher())
-    progress("loading", 0, 0)
-    model, tokenizer, config, facts = load_model(options)
-    prompt = make_prompt(options, tokenizer, config)
-    started = now()
-    progress("float32", 0, 3)
-    reference, tokens = _float32_logits(model, prompt, steps)
-    progress("stock", 1, 3)
-    stock_logits, _ = step_logits(model, prompt, steps, tokens)
-    progress("patched", 2, 3)
-    patcher.patch(model)
-    try:
-        patched_logits, _ = step_logits(model, prompt, steps, tokens)
-    finally:
-        patcher.unpatch(model)
-    stock, patched = (distance(reference, logits) for logits in (stock_logits, patched_logits))
-    return {
-        "kind": "validation",
-        "schema_version": SCHEMA_VERSION,
-        "started": started,
-        "finished": now(),
-        "command": command if command is not None else command_line(),
-        "environment": machine.environment(),
-        "machine": machine.machine(),
-        "versions": machine.versions(),
-        "commit": machine.commit(),
-        "model": facts,
-        "settings": {
-            "prompt_tokens": len(prompt),
-            "steps": steps,
-            "seed": options.seed,
-            "threads": machine.threads(),
-            "null_run": options.null_run,
-        },
-        "stock": vars(stock),
-        "patched": vars(patched),
-        "at_least_as_close": at_least_as_close(reference, stock, patched),
-    }
+def text_logits(model: Any, tokens: Sequence[int]) -> Logits:
+    """The logits of all of a text's positions, in one call, as for a prompt."""
+    return np.array(model(mx.array([tokens]))[0].astype(mx.float32))
 
 
-def _float32_logits(model: Any, prompt: Sequence[int], steps: int) -> tuple[Logits, list[int]]:
-    """`step_logits` of the model in float32; its own parameters are back afterwards."""
+def perplexity(logits: Logits, tokens: Sequence[int]) -> float:
+    """exp of the mean negative log likelihood of each token after the first, nats."""
+    likelihood = log_softmax(logits[:-1])[np.arange(len(tokens) - 1), tokens[1:]]
+    return float(np.exp(-likelihood.mean()))
+
+
+def log_softmax(logits: Logits) -> NDArray[np.float64]:
+    """In float64, over the last axis."""
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+@contextlib.contextmanager
+def in_float32(model: Any) -> Iterator[None]:
+    """The model with float32 activations; its own parameters are back afterwards."""
     parameters = model.parameters()
     model.set_dtype(mx.float32)
     try:
-        return step_logits(model, prompt, steps)
+        yield
     finally:
         model.update(parameters)
-
-
-def _log_softmax(logits: Logits) -> NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))

@@ -6,11 +6,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,12 +16,10 @@ import mlx.core as mx
 import numpy as np
 
 from zmlx import presets
-from zmlx.bench import machine
+from zmlx.bench import capsule, machine
 from zmlx.bench.fidelity import compare_tokens, top_logits
 from zmlx.bench.statistics import Summary, alternate, differ, summarize
-from zmlx.files import write_json
 
-SCHEMA_VERSION = 1
 WARM_UP_TOKENS = 8
 
 
@@ -270,7 +266,7 @@ class Benchmark:
         self.out = out
         self.progress = progress
         self.patcher = patcher
-        self.command = command if command is not None else command_line()
+        self.command = command
         self.done = 0
         self.total = 0
         self.patched = False
@@ -278,7 +274,7 @@ class Benchmark:
         self.result: dict[str, Any] = {}
 
     def run(self) -> dict[str, Any]:
-        """Measures, and returns the document of `inference.schema.json`.
+        """Measures, and returns the capsule of kind "inference".
 
         After an exception or Ctrl-C the document, on disk too, says `"complete": false` and why.
         """
@@ -295,21 +291,12 @@ class Benchmark:
             len(share.prompt) + share.max_tokens
             for share in ({"stock": stock, "patched": patched}[variant] for variant in order)
         )
-        try:
-            with endless(tokenizer):
+        with capsule.recording(self.result, self._save), endless(tokenizer):
+            try:
                 self._measure(model, tokenizer, stock, patched, order)
-            self.result["complete"] = True
-            self.result["stopped"] = None
-        except KeyboardInterrupt:
-            self.result["stopped"] = "interrupted"
-            raise
-        except Exception as error:
-            self.result["stopped"] = f"{type(error).__name__}: {error}"
-            raise
-        finally:
-            if self.patched:
-                self.patcher.unpatch(model)
-            self._save()
+            finally:
+                if self.patched:
+                    self.patcher.unpatch(model)
         return self.result
 
     def _shares(self, prompt: list[int]) -> tuple[Share, Share]:
@@ -340,7 +327,7 @@ class Benchmark:
             self.done += len(shares[variant].prompt) + shares[variant].max_tokens
             self.result["runs"].append({"index": index, "variant": variant, **figures})
             if variant == "patched":
-                self.result["patch"][-1]["report"] = _report(model)
+                self.result["patch"][-1]["report"] = report_of(model)
             if variant == "patched" and self.result["check"] is None:
                 self._check(model, tokenizer, stock, patched, figures["tokens"])
             self._save()
@@ -373,7 +360,7 @@ class Benchmark:
                     "seconds": seconds,
                     "warm_up_s": time.perf_counter() - start,
                     **peaks,
-                    "report": _report(model),
+                    "report": report_of(model),
                 }
             )
 
@@ -390,29 +377,18 @@ class Benchmark:
     def _document(
         self, facts: dict[str, Any], stock: Share, patched: Share, order: list[str]
     ) -> dict[str, Any]:
+        settings = {
+            "runs": self.options.runs,
+            "seed": self.options.seed,
+            "prompt": "random" if self.options.prompt_text is None else "text",
+            "threads": machine.threads(),
+            "null_run": self.options.null_run,
+            "order": order,
+            "stock": _settings(stock),
+            "patched": _settings(patched),
+        }
         return {
-            "kind": "inference",
-            "schema_version": SCHEMA_VERSION,
-            "complete": False,
-            "stopped": "running",
-            "started": now(),
-            "finished": None,
-            "command": self.command,
-            "environment": machine.environment(),
-            "machine": machine.machine(),
-            "versions": machine.versions(),
-            "commit": machine.commit(),
-            "model": facts,
-            "settings": {
-                "runs": self.options.runs,
-                "seed": self.options.seed,
-                "prompt": "random" if self.options.prompt_text is None else "text",
-                "threads": machine.threads(),
-                "null_run": self.options.null_run,
-                "order": order,
-                "stock": _settings(stock),
-                "patched": _settings(patched),
-            },
+            **capsule.envelope("inference", facts, settings, self.command),
             "patch": [],
             "check": None,
             "runs": [],
@@ -421,11 +397,11 @@ class Benchmark:
         }
 
     def _save(self) -> None:
-        self.result["finished"] = now()
+        self.result["finished"] = capsule.now()
         self.result["fidelity"] = fidelity(self.result, self.stock_top)
         self.result["summary"] = summary(self.result)
         if self.out is not None:
-            write_json(self.out, self.result)
+            capsule.write(self.out, self.result)
 
 
 def fidelity(
@@ -491,7 +467,7 @@ def zmlx_patcher() -> Patcher:
     return patch
 
 
-def _report(model: Any) -> dict[str, Any] | None:
+def report_of(model: Any) -> dict[str, Any] | None:
     """The patch report as plain JSON; None in a null run."""
     report = getattr(model, "zmlx", None)
     if report is None:
@@ -511,14 +487,3 @@ def _report(model: Any) -> dict[str, Any] | None:
 
 def _settings(share: Share) -> dict[str, int]:
     return {"prompt_tokens": len(share.prompt), "max_tokens": share.max_tokens}
-
-
-def command_line() -> list[str]:
-    """The command as the user gave it, without the program's folder."""
-    program = Path(sys.argv[0]).name
-    return ["zmlx" if program == "__main__.py" else program, *sys.argv[1:]]
-
-
-def now() -> str:
-    """This moment, UTC."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -10,19 +10,21 @@ from rich.table import Table
 from rich.text import Text
 
 from zmlx.bench.inference import METRICS, Metric
+from zmlx.bench.statistics import summarize
 
 HEADINGS = {
     "inference": ("", "stock mlx_lm", "patched", "gain"),
-    "validation": ("distance from float32", "stock mlx_lm", "patched"),
+    "validation": ("", "float32", "stock mlx_lm", "patched"),
 }
 # Fields of `closeness.Distance`, as people read them.
 DISTANCES = {
-    "rms": "logits, root mean square difference",
-    "largest": "logits, largest difference",
+    "rms": "logits from float32's, root mean square",
+    "largest": "logits from float32's, largest",
     "mean_kl": "KL divergence, mean, nats",
     "worst_kl": "KL divergence, worst step, nats",
-    "same_top": "steps with the same most likely token",
+    "same_top": "steps with float32's most likely token",
 }
+RATES = {"prompt_tps": "prompt, tok/s", "generation_tps": "generation, tok/s"}
 
 
 def tables(result: dict[str, Any]) -> Group:
@@ -53,7 +55,15 @@ def show(result: dict[str, Any], console: Console) -> None:
 def notes(result: dict[str, Any]) -> list[str]:
     """One line each: model, machine, work, fidelity, patch, and whether the result is whole."""
     if result["kind"] == "validation":
-        return [_model(result), _machine(result), _steps(result), _verdict(result)]
+        return [
+            _model(result),
+            _machine(result),
+            _steps(result),
+            *_cases(result),
+            *_left(result["patch"]),
+            *_bounds(result),
+            *_incomplete(result),
+        ]
     return [
         _model(result),
         _machine(result),
@@ -67,10 +77,7 @@ def notes(result: dict[str, Any]) -> list[str]:
 def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     """The table's rows: metric, both sides as median (minimum-maximum), gain."""
     if result["kind"] == "validation":
-        return [
-            (title, *(f"{result[side][field]:.4g}" for side in ("stock", "patched")))
-            for field, title in DISTANCES.items()
-        ]
+        return [*_distances(result), *_perplexity(result), *_rates(result)]
     found = []
     for metric in METRICS:
         entry = result["summary"][metric.field]
@@ -122,16 +129,80 @@ def _machine(result: dict[str, Any]) -> str:
 def _steps(result: dict[str, Any]) -> str:
     settings = result["settings"]
     null = " (null run: stock in its place)" if settings["null_run"] else ""
+    options = " exactly" if settings["exact"] else ""
+    if settings["patterns"] is not None:
+        options += f" with {', '.join(settings['patterns'])} only"
     return (
-        f"work: {settings['steps']} tokens after a prompt of {settings['prompt_tokens']}, chosen "
-        f"by the float32 run and given to stock and the patched model{null}"
+        f"work: {settings['steps']} tokens after prompts of "
+        f"{', '.join(map(str, settings['prompt_tokens']))}, chosen by float32 and given to stock "
+        f"and the patched model{null}; a text of {settings['text_tokens']}; stock "
+        f"{settings['stock_runs']} x, patched{options} {settings['runs']} x"
     )
 
 
-def _verdict(result: dict[str, Any]) -> str:
-    if result["at_least_as_close"]:
-        return "logits: the patched model is at least as close to float32 as stock"
-    return "logits: the patched model is further from float32 than stock"
+def _cases(result: dict[str, Any]) -> list[str]:
+    """Where greedy tokens part: the patched model's from stock's, and both from float32's."""
+    lines = []
+    for case in result["cases"]:
+        pairs = (
+            ("patched and stock", case["from_stock"]),
+            ("patched and float32", case["patched"]["from_float32"]),
+            ("stock and float32", case["stock"]["from_float32"]),
+        )
+        found = [f"{name} {_parting(apart)}" for name, apart in pairs if apart is not None]
+        text = "; ".join(found) or f"all {len(case['tokens'])} equal on all sides"
+        lines.append(f"tokens after a prompt of {case['prompt_tokens']}: {text}")
+    return lines
+
+
+def _parting(apart: dict[str, Any]) -> str:
+    return (
+        f"part at {apart['position']} ({apart['token']}, {apart['reference_token']}; top two "
+        f"logits {apart['margin']:.3g} apart)"
+    )
+
+
+def _bounds(result: dict[str, Any]) -> list[str]:
+    broken = [bound for bound in result["bounds"] if not bound["holds"]]
+    lines = [
+        f"broken: {bound['name']} is {bound['value']:.4g}, above {bound['bound']:.4g}"
+        for bound in broken
+    ]
+    if result["holds"]:
+        lines.append(
+            f"verdict: all {len(result['bounds'])} bounds hold: the patched model is at least as "
+            "close to float32 as stock"
+        )
+    return lines
+
+
+def _distances(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    if result["stock"] is None:
+        return []
+    sides = [result[side] for side in ("stock", "patched")]
+    return [
+        (title, "", *(f"{side[field]:.4g}" for side in sides)) for field, title in DISTANCES.items()
+    ]
+
+
+def _perplexity(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    text = result["text"]
+    if text is None:
+        return []
+    sides = (text[side]["perplexity"] for side in ("float32", "stock", "patched"))
+    return [(f"perplexity of {text['tokens']} tokens", *(f"{value:.6g}" for value in sides))]
+
+
+def _rates(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    found = []
+    for name, title in RATES.items():
+        sides = []
+        for variant in ("float32", "stock", "patched"):
+            runs = [run[name] for run in result["runs"] if run["variant"] == variant]
+            rates = summarize(runs)
+            sides.append(number(rates.median) if rates else "-")
+        found.append((title, *sides))
+    return found
 
 
 def _work(result: dict[str, Any]) -> str:
@@ -169,7 +240,14 @@ def _patch(result: dict[str, Any]) -> list[str]:
     if not result["patch"] or result["patch"][0]["report"] is None:
         return []
     report = result["patch"][-1]["report"]
-    lines = _plan(result, report) if report["patched"] else ["patch: left the model as it was"]
+    return [*(_plan(result, report) if report["patched"] else []), *_left(report)]
+
+
+def _left(report: dict[str, Any] | None) -> list[str]:
+    """What the patch did not take over."""
+    if report is None:
+        return []
+    lines = [] if report["patched"] else ["patch: left the model as it was"]
     lines += [f"left to MLX: {reason}" for reason in report["reasons"]]
     return lines + [
         f"calls that stock answered: {count} ({reason})"
