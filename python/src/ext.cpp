@@ -150,6 +150,7 @@ NB_MODULE(_ext, m) {
           [](Runner* self,
              nb::object trace_step,
              nb::object cache_type,
+             nb::object batch_cache_type,
              nb::list entries,
              nb::list buffer_types,
              const std::vector<std::string>& include,
@@ -158,20 +159,22 @@ NB_MODULE(_ext, m) {
             new (self) Runner(
                 std::move(trace_step),
                 std::move(cache_type),
+                std::move(batch_cache_type),
                 std::move(entries),
                 std::move(buffer_types),
                 options_of(include, exclude, exact));
           },
           "trace_step"_a,
           "cache_type"_a,
+          "batch_cache_type"_a,
           "entries"_a,
           "buffer_types"_a,
           "include"_a,
           "exclude"_a,
           "exact"_a)
       .def("__call__", &Runner::call, "tokens"_a, "cache"_a.none())
-      .def("prepare", &Runner::prepare, "batch"_a, "tokens"_a)
-      .def("explain", &Runner::explain, "batch"_a, "tokens"_a)
+      .def("prepare", &Runner::prepare, "batch"_a, "tokens"_a, "padded"_a = false)
+      .def("explain", &Runner::explain, "batch"_a, "tokens"_a, "padded"_a = false)
       .def_prop_ro("report", &Runner::report)
       .def_ro("reasons", &Runner::reasons)
       .def_ro("reason", &Runner::reason)

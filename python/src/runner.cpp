@@ -56,14 +56,17 @@ int grown_capacity(int capacity, int offset, int tokens, int step) {
 Runner::Runner(
     nb::object trace_step,
     nb::object cache_type,
+    nb::object batch_cache_type,
     nb::list entries,
     nb::list buffer_types,
     RewriteOptions options)
     : trace_step_(std::move(trace_step)),
       cache_type_(std::move(cache_type)),
+      batch_cache_type_(std::move(batch_cache_type)),
       keys_name_(nb::steal(PyUnicode_InternFromString("keys"))),
       values_name_(nb::steal(PyUnicode_InternFromString("values"))),
       offset_name_(nb::steal(PyUnicode_InternFromString("offset"))),
+      index_name_(nb::steal(PyUnicode_InternFromString("_idx"))),
       cache_step_(nb::cast<int>(cache_type_.attr("step"))),
       options_(std::move(options)) {
   for (nb::handle pair : entries) {
@@ -108,17 +111,23 @@ nb::object Runner::decline(std::string why) {
 }
 
 Graph Runner::capture_step(Key key) {
-  auto [batch, tokens, dtype] = key;
+  auto [batch, tokens, dtype, padded] = key;
   int capacity = (tokens / cache_step_ + 1) * cache_step_;
   Arrays examples{mx::zeros({batch, tokens}, mx::Dtype(dtype, 4)), mx::array(0, mx::int32)};
+  if (padded) {
+    examples.push_back(mx::zeros({batch}, mx::int32));
+  }
+  size_t first_buffer = examples.size();
   for (auto& [shape, type] : buffers_) {
     examples.push_back(
         mx::zeros({batch, static_cast<int>(shape[0]), capacity, static_cast<int>(shape[1])}, type));
   }
   Graph graph = trace(
-      [&](const Arrays& arrays) { return nb::cast<Arrays>(trace_step_(nb::cast(arrays))); },
+      [&, padded = padded](const Arrays& arrays) {
+        return nb::cast<Arrays>(trace_step_(nb::cast(arrays), padded));
+      },
       examples);
-  for (size_t i = 2; i < graph.inputs.size(); ++i) {
+  for (size_t i = first_buffer; i < graph.inputs.size(); ++i) {
     graph[graph.inputs[i].node].attrs.set("varies", int64_t{1});
   }
   return graph;
@@ -180,30 +189,47 @@ nb::object Runner::call(nb::handle tokens_object, nb::handle cache_object) {
   int batch = tokens->shape(0), count = tokens->shape(1);
 
   std::vector<CacheView> caches;
-  long offset = 0;
+  bool padded = false;
+  std::optional<mx::array> positions;
+  long offset = 0; // the row that the first token's key goes to
   if (!cache_object.is_none()) {
     if (!nb::isinstance<nb::list>(cache_object) || nb::len(cache_object) * 2 != buffers_.size()) {
       return decline("the cache must be a list with one KVCache a layer");
     }
     for (nb::handle cache : nb::borrow<nb::list>(cache_object)) {
-      if (cache.type().ptr() != cache_type_.ptr()) {
+      if (caches.empty()) {
+        padded = cache.type().ptr() == batch_cache_type_.ptr();
+      }
+      if (cache.type().ptr() != (padded ? batch_cache_type_ : cache_type_).ptr()) {
         return decline("cache type " + nb::cast<std::string>(cache.type().attr("__name__")));
       }
       if (!caches.empty() && (cache.is(caches.back().cache) || cache.is(caches.front().cache))) {
         return decline("one cache object serves several layers");
       }
-      auto offset_object = cache.attr(offset_name_);
+      auto offset_object = cache.attr(padded ? index_name_ : offset_name_);
       long this_offset =
           PyLong_Check(offset_object.ptr()) ? PyLong_AsLong(offset_object.ptr()) : -1;
       if (this_offset < 0 || (!caches.empty() && this_offset != offset)) {
         return decline("the caches' offsets differ");
       }
       offset = this_offset;
+      if (padded && caches.empty()) {
+        // The caches of one batch have equal positions, each in an array of its own.
+        auto object = cache.attr(offset_name_);
+        auto* a = as_array(object);
+        if (!a || a->shape() != mx::Shape{batch} || a->dtype() != mx::int32) {
+          return decline("a batch cache needs one int32 offset a sequence");
+        }
+        positions = *a;
+      }
       caches.push_back({nb::borrow(cache), cache.attr(keys_name_), cache.attr(values_name_)});
     }
   }
 
   Arrays inputs{*tokens, mx::array(static_cast<int>(offset), mx::int32)};
+  if (positions) {
+    inputs.push_back(*positions);
+  }
   std::vector<mx::Shape> shapes;
   for (size_t i = 0; i < buffers_.size(); ++i) {
     auto& [type, dtype] = buffers_[i];
@@ -255,27 +281,36 @@ nb::object Runner::call(nb::handle tokens_object, nb::handle cache_object) {
     case Weights::same:
       break;
   }
-  auto step = find_step({batch, count, tokens->dtype().val()});
+  auto step = find_step({batch, count, tokens->dtype().val(), padded});
   if (!step) {
     return decline(reasons.empty() ? "the step has no plan" : reasons.front());
   }
 
   Arrays outputs = (*step)(inputs, shapes, {});
   auto new_offset = nb::int_(offset + count);
+  // The next step has it as an input, so that it is evaluated with that step and no chain grows.
+  if (positions) {
+    positions = mx::add(*positions, mx::array(count, mx::int32));
+  }
   for (size_t i = 0; i < caches.size(); ++i) {
     caches[i].cache.attr(keys_name_) = nb::cast(std::move(outputs[1 + 2 * i]));
     caches[i].cache.attr(values_name_) = nb::cast(std::move(outputs[2 + 2 * i]));
-    caches[i].cache.attr(offset_name_) = new_offset;
+    if (padded) {
+      caches[i].cache.attr(index_name_) = new_offset;
+      caches[i].cache.attr(offset_name_) = nb::cast(*positions);
+    } else {
+      caches[i].cache.attr(offset_name_) = new_offset;
+    }
   }
   return nb::cast(std::move(outputs[0]));
 }
 
-bool Runner::prepare(int batch, int tokens) {
-  return find_step({batch, tokens, mx::int32.val()}) != nullptr;
+bool Runner::prepare(int batch, int tokens, bool padded) {
+  return find_step({batch, tokens, mx::int32.val(), padded}) != nullptr;
 }
 
-std::string Runner::explain(int batch, int tokens) {
-  Key key{batch, tokens, mx::int32.val()};
+std::string Runner::explain(int batch, int tokens, bool padded) {
+  Key key{batch, tokens, mx::int32.val(), padded};
   Graph graph = capture_step(key);
   std::string text = "== captured ==\n" + to_string(graph);
   rewrite(graph, options_);
@@ -296,6 +331,7 @@ std::string Runner::explain(int batch, int tokens) {
 int Runner::traverse(visitproc visit, void* arg) {
   Py_VISIT(trace_step_.ptr());
   Py_VISIT(cache_type_.ptr());
+  Py_VISIT(batch_cache_type_.ptr());
   for (auto& entry : entries_) {
     Py_VISIT(entry.container.ptr());
     Py_VISIT(entry.value.ptr());
@@ -306,6 +342,7 @@ int Runner::traverse(visitproc visit, void* arg) {
 void Runner::clear() {
   trace_step_.reset();
   cache_type_.reset();
+  batch_cache_type_.reset();
   entries_.clear();
 }
 

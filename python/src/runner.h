@@ -27,12 +27,14 @@ struct GuardedEntry {
 
 class Runner {
  public:
-  /// `trace_step(arrays)` runs the model on stand-in caches and returns logits and buffers;
-  /// `cache_type` is the one class of cache that is supported; `entries` are (container, key) pairs
-  /// of the model's weights and modules.
+  /// `trace_step(arrays, padded)` runs the model on stand-in caches and returns logits and buffers;
+  /// `cache_type` and `batch_cache_type` are the classes of cache that are supported, all of one
+  /// call being of one class; `entries` are (container, key) pairs of the model's weights and
+  /// modules.
   Runner(
       nb::object trace_step,
       nb::object cache_type,
+      nb::object batch_cache_type,
       nb::list entries,
       nb::list buffer_types,
       RewriteOptions options);
@@ -41,9 +43,9 @@ class Runner {
   /// to be called. Raises for caches that do not belong together.
   nb::object call(nb::handle tokens, nb::handle cache);
   /// Plans the step for a batch and a number of tokens; reasons in `reasons` when it cannot be.
-  bool prepare(int batch, int tokens);
+  bool prepare(int batch, int tokens, bool padded = false);
   /// The graph before and after rewriting and the plan, as text.
-  std::string explain(int batch, int tokens);
+  std::string explain(int batch, int tokens, bool padded = false);
 
   const RewriteReport& report() const {
     return report_;
@@ -62,7 +64,8 @@ class Runner {
  private:
   enum class Weights { same, changed, traced };
 
-  using Key = std::tuple<int, int, mx::Dtype::Val>; // batch, tokens, dtype of the token ids
+  /// Batch, tokens, dtype of the token ids, and whether sequences are padded on the left.
+  using Key = std::tuple<int, int, mx::Dtype::Val, bool>;
 
   Weights check_weights();
   void read_entries();
@@ -72,9 +75,11 @@ class Runner {
 
   nb::object trace_step_;
   nb::object cache_type_;
+  nb::object batch_cache_type_;
   nb::object keys_name_;
   nb::object values_name_;
   nb::object offset_name_;
+  nb::object index_name_;
   int cache_step_;
   std::vector<GuardedEntry> entries_;
   std::vector<std::pair<Shape, mx::Dtype>> buffers_; // (heads, head size) and dtype of each buffer

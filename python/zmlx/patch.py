@@ -14,7 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.cache import KVCache, make_prompt_cache
+from mlx_lm.models.cache import BatchKVCache, KVCache, make_prompt_cache
 
 from zmlx import _ext
 
@@ -80,6 +80,38 @@ class _TraceCache:
     ) -> mx.array:
         attrs = {"tokens": N, "capacity": self.keys.shape[2], "window": window_size or 0}
         return _ext.node("causal_mask", [self._start], attrs)[0]
+
+
+class _TraceBatchCache(_TraceCache):
+    """Stands in for a layer's `BatchKVCache`.
+
+    Rows go to `_idx`, the same for all sequences; `offset` has each sequence's position.
+    """
+
+    step = BatchKVCache.step
+
+    def __init__(
+        self, keys: mx.array, values: mx.array, start: mx.array, positions: mx.array
+    ) -> None:
+        super().__init__(keys, values, start)
+        self.offset = self._positions = positions
+        self.left_padding = start - positions
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        super().update_and_fetch(keys, values)
+        self.offset = self._positions + keys.shape[2]
+        return self.keys, self.values
+
+    def make_mask(
+        self, N: int, return_array: bool = False, window_size: int | None = None
+    ) -> mx.array:
+        attrs = {
+            "tokens": N,
+            "capacity": self.keys.shape[2],
+            "window": window_size or 0,
+            "padded": 1,
+        }
+        return _ext.node("causal_mask", [self._start, self._positions], attrs)[0]
 
 
 def _entries(model: nn.Module) -> Iterator[tuple[Any, Any]]:
@@ -189,7 +221,8 @@ def patch(
     """Patches an `mlx_lm` model in place and returns it.
 
     The model's step is captured, rewritten with fused ops and planned; calls
-    `model(tokens, cache=cache)` then replay the plan. Calls that the plan does not cover (another
+    `model(tokens, cache=cache)` then replay the plan, with caches of one sequence and with those of
+    `mlx_lm.batch_generate` and `mlx_lm.server`. Calls that the plan does not cover (another
     cache type, embeddings as input, training) run the model as before and are counted in
     `model.zmlx.stock_calls`. Prompts are planned on the first call of each length.
 
@@ -293,15 +326,18 @@ def make_runner(
     mx.eval(model.parameters())
     buffers = _buffer_types(model, caches)
 
-    def trace_step(arrays: list[mx.array]) -> list[mx.array]:
-        tokens, offset, *kv = arrays
-        cache = [_TraceCache(k, v, offset) for k, v in zip(kv[::2], kv[1::2], strict=True)]
+    def trace_step(arrays: list[mx.array], padded: bool) -> list[mx.array]:
+        tokens, *offsets = arrays[: 3 if padded else 2]
+        kv = arrays[1 + len(offsets) :]
+        stand_in = _TraceBatchCache if padded else _TraceCache
+        cache = [stand_in(k, v, *offsets) for k, v in zip(kv[::2], kv[1::2], strict=True)]
         logits = forward(model, tokens, cache=cache)
         return [logits, *(a for c in cache for a in (c.keys, c.values))]
 
     return _ext.Runner(
         trace_step,
         KVCache,
+        BatchKVCache,
         list(_entries(model)),
         buffers,
         list(patterns or []),

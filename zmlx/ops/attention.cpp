@@ -12,10 +12,12 @@ HWY_BEFORE_NAMESPACE();
 namespace zmlx::HWY_NAMESPACE {
 
 void attention_kernel(const cpu::Attention& op, const Call& call, Member& member) {
-  cpu::AttentionInput in{call.in[0], call.in[1], call.in[2], 0, nullptr, call.out[0], nullptr};
+  cpu::AttentionInput in{
+      call.in[0], call.in[1], call.in[2], 0, nullptr, nullptr, call.out[0], nullptr};
   in.scratch = reinterpret_cast<float*>(call.scratch);
   if (op.mask == cpu::MaskKind::causal) {
     in.offset = *call.in[3].as<int32_t>();
+    in.positions = op.padded ? call.in[4].as<int32_t>() : nullptr;
   } else if (op.mask == cpu::MaskKind::array) {
     in.mask = &call.in[3];
   }
@@ -65,6 +67,7 @@ cpu::Attention settings(const Types& in, const Attrs& attrs) {
   op.scale = static_cast<float>(attrs.real("scale"));
   op.mask = mask_kind(attrs);
   op.window = attrs.integer("window", 0);
+  op.padded = attrs.integer("padded", 0) != 0;
   op.heads_last = attrs.integer("heads_last", 0) != 0;
   op.batch = in[0].shape[0];
   op.q_heads = in[0].shape[op.heads_last ? 2 : 1];
@@ -96,7 +99,11 @@ void expect_mask(const Type& mask, const Type& q, const Shape& scores) {
 
 Types types(const Types& in, const Attrs& attrs) {
   auto kind = mask_kind(attrs);
-  expect_inputs(name, in, kind == cpu::MaskKind::none ? 3 : 4);
+  bool padded = attrs.integer("padded", 0) != 0;
+  if (padded && kind != cpu::MaskKind::causal) {
+    fail(name, "padded=1 needs mask=causal.");
+  }
+  expect_inputs(name, in, kind == cpu::MaskKind::none ? 3 : padded ? 5 : 4);
   expect_rank(name, "q", in[0], 4);
   expect_rank(name, "keys", in[1], 4);
   expect_rank(name, "values", in[2], 4);
@@ -124,6 +131,9 @@ Types types(const Types& in, const Attrs& attrs) {
   }
   if (kind == cpu::MaskKind::causal) {
     expect_offset(name, in[3]);
+    if (padded) {
+      expect_positions(name, in[4], op.batch);
+    }
   } else if (kind == cpu::MaskKind::array) {
     expect_mask(in[3], in[0], {op.batch, op.q_heads, op.tokens, keys[2]});
   }
@@ -146,9 +156,16 @@ Arrays reference(const Arrays& in, const Attrs& attrs) {
     if (auto window = static_cast<int>(attrs.integer("window", 0))) {
       mask = mx::logical_and(*mask, key > last - mx::array(window));
     }
+    if (attrs.integer("padded", 0)) {
+      auto padding = mx::reshape(in[3], {1, 1, 1, 1}) - mx::reshape(in[4], {-1, 1, 1, 1});
+      mask = mx::logical_and(*mask, padding <= key);
+    }
   }
   auto out = mx::fast::scaled_dot_product_attention(
       q, in[1], in[2], static_cast<float>(attrs.real("scale")), mask ? "array" : "", mask);
+  if (attrs.integer("padded", 0)) {
+    out = mx::where(mx::any(*mask, -1, true), out, mx::array(0, out.dtype()));
+  }
   return {heads_last ? mx::swapaxes(out, 1, 2) : out};
 }
 
@@ -175,6 +192,7 @@ struct Example {
   int width = 64;
   int value_width = 64;
   int offset = 0;
+  int padding = 0; // more keys of padding in each sequence than in the one before
 };
 
 Case example(std::string label, Example e, std::string mask, Attrs attrs = {}) {
@@ -193,6 +211,9 @@ Case example(std::string label, Example e, std::string mask, Attrs attrs = {}) {
             random_case({e.batch, e.kv_heads, e.capacity, e.value_width}, dtype, 3)};
         if (mask == "causal") {
           in.push_back(mx::array(e.offset));
+          if (attrs.integer("padded", 0)) {
+            in.push_back(mx::array(e.offset) - mx::arange(e.batch) * mx::array(e.padding));
+          }
         } else if (mask == "array") {
           in.push_back(random_case({e.batch, 1, e.tokens, e.capacity}, dtype, 4));
         }
@@ -210,7 +231,8 @@ ZMLX_OP(attention)
         "one pass as Dao et al., 2022). q [B, Hq, T, D], or [B, T, Hq, D] when heads_last=1; keys "
         "[B, Hkv, C, D]; values [B, Hkv, C, Dv]; Hq a multiple of Hkv. mask=none: all C keys; "
         "mask=causal: a fourth input offset (one int32), and token t sees keys j <= offset + t and, "
-        "with window > 0, j > offset + t - window; later keys are not read. mask=array: a fourth "
+        "with window > 0, j > offset + t - window; later keys are not read; with padded=1 a fifth input positions (int32 [B]), and sequence b sees "
+        "no key before offset - positions[b], a token that sees none giving zeros. mask=array: a fourth "
         "input, bool or additive, that broadcasts to [B, Hq, T, C]. Result: as q, Dv wide.")
     .types(types)
     .reference(reference)
@@ -279,6 +301,16 @@ ZMLX_OP(attention)
             {.q_heads = 1, .kv_heads = 1, .capacity = 1, .width = 1, .value_width = 1},
             "none"),
         example("empty", {.tokens = 0}, "none"),
+        example(
+            "padded decode",
+            {.batch = 3, .capacity = 512, .offset = 400, .padding = 150},
+            "causal",
+            {{"padded", int64_t{1}}, {"heads_last", int64_t{1}}}),
+        example(
+            "padded prompt",
+            {.batch = 2, .tokens = 40, .capacity = 64, .offset = 3, .padding = 17},
+            "causal",
+            {{"padded", int64_t{1}}}),
     });
 
 } // namespace zmlx

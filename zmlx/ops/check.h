@@ -44,6 +44,12 @@ inline void expect_offset(const char* op, const Type& type) {
   }
 }
 
+/// Positions of each sequence's first token: one int32 a sequence.
+inline void expect_positions(const char* op, const Type& type, int64_t batch) {
+  expect_dtype(op, "positions", type, Dtype::i32);
+  expect_shape(op, "positions", type, {batch});
+}
+
 /// Throws unless rows [offset, offset + tokens) lie in a buffer of `capacity` rows.
 inline void expect_room(const char* op, int64_t offset, int64_t tokens, int64_t capacity) {
   if (offset < 0 || offset + tokens > capacity) {

@@ -19,7 +19,8 @@ void rope_units(const Call& call, const cpu::Rope& rope, Range units) {
   const int64_t heads = shape[0] * shape[1];
   const size_t n = static_cast<size_t>(shape[3]);
   const size_t dims = static_cast<size_t>(rope.dims);
-  const int64_t offset = *call.in[1].as<int32_t>();
+  const int32_t* offsets = call.in[1].as<int32_t>();
+  const bool own_offsets = call.in[1].shape().size() > 1;
   Rotation rotation;
   HWY_ALIGN float row[cpu::max_rope_dims];
   for (int64_t unit = units.begin; unit < units.end; ++unit) {
@@ -27,6 +28,7 @@ void rope_units(const Call& call, const cpu::Rope& rope, Range units) {
     const int64_t start = ((unit % heads) * tokens + t) * shape[3];
     const T* x = call.in[0].as<T>() + start;
     T* out = call.out[0].as<T>() + start;
+    const int64_t offset = offsets[own_offsets ? unit % heads / shape[1] : 0];
     turn_to<T>(rotation, offset + t, rope, call.in[2].as<float>());
     for (size_t i = 0; i < dims; i += lanes()) {
       store_some(load_some(x + i, dims - i), row + i, dims - i);
@@ -93,8 +95,10 @@ mx::array rope_reference(
   auto first_end = rotated;
   first_end[3] = rope.traditional ? dims : dims / 2;
 
-  auto position = (mx::arange(x.shape(2), mx::float32) + mx::reshape(offset, {})) *
-      mx::array(rope.scale, mx::float32);
+  auto first_position =
+      mx::reshape(offset, offset.size() == 1 ? mx::Shape{} : mx::Shape{x.shape(0), 1, 1});
+  auto position =
+      (mx::arange(x.shape(2), mx::float32) + first_position) * mx::array(rope.scale, mx::float32);
   auto angle = mx::expand_dims(position, -1) * inv_freq;
   auto cosine = mx::astype(mx::cos(angle), x.dtype());
   auto sine = mx::astype(mx::sin(angle), x.dtype());
@@ -119,7 +123,11 @@ Types types(const Types& in, const Attrs& attrs) {
   expect_inputs("rope", in, 3);
   expect_rank("rope", "x", in[0], 4);
   expect_floating("rope", "x", in[0]);
-  expect_offset("rope", in[1]);
+  if (in[1].shape == Shape{in[0].shape[0]}) {
+    expect_dtype("rope", "offset", in[1], Dtype::i32);
+  } else {
+    expect_offset("rope", in[1]);
+  }
   expect_rope("rope", in[2], attrs.integer("dims"), in[0].shape[-1]);
   return {in[0]};
 }
@@ -150,6 +158,15 @@ Case example(std::string name, mx::Shape shape, int offset, int dims, Attrs attr
       attrs};
 }
 
+Case with_own_offsets(Case of, std::vector<int> offsets) {
+  of.inputs = [inputs = of.inputs, offsets](mx::Dtype dtype) {
+    auto in = inputs(dtype);
+    in[1] = mx::array(offsets.data(), {static_cast<int>(offsets.size())}, mx::int32);
+    return in;
+  };
+  return of;
+}
+
 } // namespace
 
 ZMLX_OP(rope)
@@ -157,7 +174,8 @@ ZMLX_OP(rope)
     .doc(
         "x [B, H, T, D] with its first `dims` elements rotated in pairs (i, i + dims / 2), or (2i, "
         "2i + 1) when traditional=1, by the angle (offset + t) * scale * inv_freq[i] (Su et al., "
-        "2021). offset: one int32; inv_freq: float32 [dims / 2]. exact=1 also rounds cosines, "
+        "2021). offset: one int32, or [B] for sequences that begin at different "
+        "positions; inv_freq: float32 [dims / 2]. exact=1 also rounds cosines, "
         "sines and products to x's dtype.")
     .types(types)
     .reference(reference)
@@ -171,6 +189,8 @@ ZMLX_OP(rope)
         example("exact", {1, 2, 31, 64}, 7, 64, {{"exact", int64_t{1}}}),
         example("smallest", {1, 1, 1, 2}, 1, 2, {}),
         example("empty", {1, 2, 0, 8}, 1, 8, {}),
+        with_own_offsets(example("own offsets", {3, 2, 5, 64}, 0, 64, {}), {7, -1, 0}),
+        with_own_offsets(example("own offsets decode", {2, 3, 1, 32}, 0, 32, {}), {9, 200}),
     });
 
 } // namespace zmlx

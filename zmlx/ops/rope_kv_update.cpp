@@ -21,6 +21,7 @@ struct RopeKvUpdate {
   int64_t q_heads;
   int64_t kv_heads;
   bool norm;
+  bool padded;
   float eps;
   cpu::Rope rope;
 };
@@ -77,6 +78,7 @@ void rope_kv_update_units(const Call& call, const RopeKvUpdate& op, Range units)
   const T* k_norm = op.norm ? call.in[4].as<T>() : nullptr;
   const float* inv_freq = call.in[3 + norms].as<float>();
   const int64_t offset = *call.in[4 + norms].as<int32_t>();
+  const int32_t* positions = op.padded ? call.in[5 + norms].as<int32_t>() : nullptr;
   T* out = call.out[0].as<T>();
   T* keys = call.out[1].as<T>();
   T* values = call.out[2].as<T>();
@@ -99,7 +101,7 @@ void rope_kv_update_units(const Call& call, const RopeKvUpdate& op, Range units)
       std::copy(from, from + value_width, values + row * value_width);
       continue;
     }
-    turn_to<T>(rotation, offset + t, op.rope, inv_freq);
+    turn_to<T>(rotation, (positions ? positions[batch] : offset) + t, op.rope, inv_freq);
     const size_t n = static_cast<size_t>(width);
     if (head < op.q_heads) {
       const int64_t at = (token * op.q_heads + head) * width;
@@ -146,13 +148,19 @@ RopeKvUpdate settings(const Attrs& attrs) {
       attrs.integer("q_heads"),
       attrs.integer("kv_heads"),
       attrs.integer("norm", 0) != 0,
+      attrs.integer("padded", 0) != 0,
       static_cast<float>(attrs.real("eps", 0)),
       rope_settings(attrs)};
 }
 
+/// Place of the inverse frequencies among the inputs; the offset follows.
+size_t inv_freq_at(const RopeKvUpdate& op) {
+  return op.norm ? 5 : 3;
+}
+
 Types types(const Types& in, const Attrs& attrs) {
   auto op = settings(attrs);
-  expect_inputs(name, in, op.norm ? 9 : 7);
+  expect_inputs(name, in, inv_freq_at(op) + (op.padded ? 5 : 4));
   if (op.q_heads <= 0 || op.kv_heads <= 0 || op.q_heads % op.kv_heads != 0) {
     fail(
         name,
@@ -194,15 +202,19 @@ Types types(const Types& in, const Attrs& attrs) {
     expect_dtype(name, "k_norm", in[4], q.dtype);
     expect_shape(name, "k_norm", in[4], {width});
   }
-  expect_rope(name, in[in.size() - 4], op.rope.dims, width);
-  expect_offset(name, in[in.size() - 3]);
+  expect_rope(name, in[inv_freq_at(op)], op.rope.dims, width);
+  expect_offset(name, in[inv_freq_at(op) + 1]);
+  if (op.padded) {
+    expect_positions(name, in[inv_freq_at(op) + 2], batch);
+  }
   return {{q.dtype, {batch, tokens, op.q_heads, width}}, keys, values};
 }
 
 Arrays reference(const Arrays& in, const Attrs& attrs) {
   auto op = settings(attrs);
-  auto& inv_freq = in[in.size() - 4];
-  auto& offset = in[in.size() - 3];
+  auto& inv_freq = in[inv_freq_at(op)];
+  auto& offset = in[inv_freq_at(op) + 1];
+  auto& position = in[inv_freq_at(op) + (op.padded ? 2 : 1)];
   auto heads = [&](const mx::array& x, int64_t count) {
     return mx::unflatten(x, 2, {static_cast<int>(count), x.shape(2) / static_cast<int>(count)});
   };
@@ -210,7 +222,7 @@ Arrays reference(const Arrays& in, const Attrs& attrs) {
     if (weight) {
       x = mx::fast::rms_norm(x, *weight, op.eps);
     }
-    return rope_reference(mx::swapaxes(x, 1, 2), offset, inv_freq, op.rope);
+    return rope_reference(mx::swapaxes(x, 1, 2), position, inv_freq, op.rope);
   };
   auto q = turned(heads(in[0], op.q_heads), op.norm ? &in[3] : nullptr);
   auto k = turned(heads(in[1], op.kv_heads), op.norm ? &in[4] : nullptr);
@@ -229,7 +241,8 @@ CpuKernel kernel(const Types& in, const Types&, const Attrs& attrs) {
   }
   return {[op](const Call& call, Member& member) {
     const Shape& q = call.in[0].shape();
-    expect_room(name, *call.in[call.in.size() - 3].as<int32_t>(), q[1], call.out[1].shape()[2]);
+    const int64_t offset = *call.in[inv_freq_at(op) + 1].as<int32_t>();
+    expect_room(name, offset, q[1], call.out[1].shape()[2]);
     auto units = member.split(q[0] * q[1] * (op.q_heads + 2 * op.kv_heads));
     HWY_DYNAMIC_DISPATCH(rope_kv_update_kernel)(call, op, units);
   }};
@@ -273,6 +286,9 @@ Case example(
         in.push_back(mx::exp(
             mx::arange(0, -dims / 2, -1, mx::float32) * (27.6f / static_cast<float>(dims))));
         in.push_back(mx::array(offset));
+        if (attrs.integer("padded", 0)) {
+          in.push_back(mx::array(offset) - mx::arange(batch) * mx::array(3));
+        }
         in.push_back(random_case({batch, h.kv, capacity, h.width}, dtype, 6));
         in.push_back(random_case({batch, h.kv, capacity, h.value_width}, dtype, 7));
         return in;
@@ -289,7 +305,9 @@ ZMLX_OP(rope_kv_update)
         "k_norm [D]; eps), then rotated as in rope (inv_freq float32 [dims / 2]; offset int32; dims, "
         "traditional, scale). Gives q' [B, T, Hq, D], and keys [B, Hkv, C, D] and values [B, Hkv, C, "
         "Dv] with rows [offset, offset + T) replaced by k' and v [B, T, Hkv * Dv], in place when "
-        "nothing else holds them. Inputs: q, k, v, [q_norm, k_norm], inv_freq, offset, keys, values. "
+        "nothing else holds them. padded=1: sequence b is rotated from position positions[b] (int32 "
+        "[B]) on instead. Inputs: q, k, v, [q_norm, k_norm], inv_freq, offset, [positions], keys, "
+        "values. "
         "exact=1 also rounds to the dtype after each step of the unfused graph.")
     .types(types)
     .reference(reference)
@@ -312,6 +330,9 @@ ZMLX_OP(rope_kv_update)
             {4, 4, 64, 64},
             {{"norm", int64_t{1}}, {"exact", int64_t{1}}}),
         example("empty", 1, 0, 8, 8, {}, {{"norm", int64_t{1}}}),
+        example("padded", 3, 5, 16, 4, {}, {{"norm", int64_t{1}}, {"padded", int64_t{1}}}),
+        example("padded decode", 4, 1, 64, 9, {}, {{"norm", int64_t{0}}, {"padded", int64_t{1}}}),
+        example("padded alone", 1, 1, 8, 0, {}, {{"norm", int64_t{0}}, {"padded", int64_t{1}}}),
     });
 
 } // namespace zmlx

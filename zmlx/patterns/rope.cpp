@@ -19,7 +19,8 @@ mx::array part(const mx::array& x, int begin, int end, int step = 1) {
 // mx::fast::rope on x and offset, but with the inverse frequencies as a variable: a base or an
 // array may be behind them.
 Arrays find(const Arrays& v, const Attrs& attrs) {
-  auto &x = v[0], &offset = v[1], &inv_freq = v[2];
+  auto &x = v[0], &inv_freq = v[2];
+  auto offset = v[1].size() > 1 ? mx::expand_dims(v[1], {-1, -2}) : v[1];
   int dims = static_cast<int>(attrs.integer("dims"));
   bool traditional = attrs.integer("traditional") != 0;
   auto position = (mx::arange(x.shape(-2), mx::float32) + offset) *
@@ -46,16 +47,20 @@ Arrays find(const Arrays& v, const Attrs& attrs) {
 
 std::vector<Example> fires() {
   std::vector<Example> examples;
-  for (auto dtype : {mx::float32, mx::bfloat16}) {
-    for (int tokens : {1, 3}) {
-      for (int dims : {8, 4}) {
-        for (int64_t traditional : {0, 1}) {
-          examples.push_back(
-              {"case " + std::to_string(examples.size()),
-               {example_array({1, 2, tokens, 8}, dtype),
-                mx::array(5, mx::int32),
-                mx::abs(example_array({dims / 2}))},
-               {{"dims", int64_t{dims}}, {"traditional", traditional}, {"scale", 0.5}}});
+  // One offset, or one a sequence.
+  for (auto& offset : {mx::array(5, mx::int32), mx::array({5, -1}, mx::int32)}) {
+    int batch = static_cast<int>(offset.size());
+    for (auto dtype : {mx::float32, mx::bfloat16}) {
+      for (int tokens : {1, 3}) {
+        for (int dims : {8, 4}) {
+          for (int64_t traditional : {0, 1}) {
+            examples.push_back(
+                {"case " + std::to_string(examples.size()),
+                 {example_array({batch, 2, tokens, 8}, dtype),
+                  offset,
+                  mx::abs(example_array({dims / 2}))},
+                 {{"dims", int64_t{dims}}, {"traditional", traditional}, {"scale", 0.5}}});
+          }
         }
       }
     }

@@ -12,8 +12,9 @@
 
 namespace zmlx {
 
-/// Inputs: the tokens, the offset, for padded sequences their positions, then the buffers. Outputs: the logits, then the buffers. For a
-/// prompt the logits are a run of their own, made only when they are read.
+/// Inputs: the tokens, the offset, for padded sequences their positions, then the buffers. Outputs:
+/// the logits, then the buffers. For a prompt the logits are a run of their own, made only when
+/// they are read.
 class Step {
  public:
   /// Plans a rewritten graph of that form. With `lazy_logits` it is cut in two. `reasons` says why

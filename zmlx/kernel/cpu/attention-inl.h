@@ -18,7 +18,8 @@ struct AttentionInput {
   const Tensor& q;
   const Tensor& keys;
   const Tensor& values;
-  int64_t offset; // position of the first token, when causal
+  int64_t offset; // row of the first token's key, when causal
+  const int32_t* positions; // of each sequence's first token, when padded
   const Tensor* mask;
   const Tensor& out;
   float* scratch;
@@ -62,14 +63,18 @@ HWY_INLINE int64_t row_start(const Attention& op, const Piece& at, int64_t row, 
       width;
 }
 
-/// Keys that some row of [first, first + rows) sees.
-HWY_INLINE Range seen(const Attention& op, const AttentionInput& in, int64_t first, int64_t rows) {
+/// Keys that some row of the piece sees, those in its sequence's left padding left out.
+HWY_INLINE Range seen(const Attention& op, const AttentionInput& in, const Piece& at) {
   if (op.mask != cpu::MaskKind::causal) {
     return {0, in.keys.shape()[2]};
   }
-  const int64_t first_token = in.offset + first / op.group();
-  const int64_t last_token = in.offset + (first + rows - 1) / op.group();
-  return {op.window ? std::max<int64_t>(0, first_token - op.window + 1) : 0, last_token + 1};
+  const int64_t first_token = in.offset + at.first_row / op.group();
+  const int64_t end = in.offset + (at.first_row + at.rows - 1) / op.group() + 1;
+  int64_t begin = op.window ? first_token - op.window + 1 : 0;
+  if (op.padded) {
+    begin = std::max(begin, in.offset - in.positions[at.batch]);
+  }
+  return {std::clamp<int64_t>(begin, 0, end), end};
 }
 
 /// Keys in each chunk of a range: whole tiles, so that the cut depends on the range alone.
@@ -245,6 +250,11 @@ struct Parts {
   float* total;
 };
 
+/// What a sum of weights is divided by: a padded row that sees no key at all gives zeros.
+HWY_INLINE Floats divisor(const Attention& op, float total) {
+  return hn::Set(F32(), op.padded && total == 0 ? 1.0f : total);
+}
+
 /// Writes the rows of a piece: as the final result, or for merge_rows() when there is more.
 template <typename T>
 void write_rows(
@@ -267,7 +277,7 @@ void write_rows(
       continue;
     }
     T* out = in.out.as<T>() + row_start(op, at, at.first_row + r, op.value_width);
-    const auto total = hn::Set(F32(), parts.total[r]);
+    const auto total = divisor(op, parts.total[r]);
     for (size_t i = 0; i < n; i += lanes()) {
       store_some(hn::Div(load(row + i), total), out + i, n - i);
     }
@@ -684,7 +694,7 @@ void merge_row(const Attention& op, int64_t chunks, const float* parts, int64_t 
       auto x = load_some(parts + c * one + r * op.value_width + static_cast<int64_t>(i), n - i);
       sums = hn::MulAdd(hn::Set(d, weight[c]), x, sums);
     }
-    store_some(hn::Div(sums, hn::Set(d, all)), out + i, n - i);
+    store_some(hn::Div(sums, divisor(op, all)), out + i, n - i);
   }
 }
 
@@ -701,15 +711,16 @@ void attend(const Attention& op, const AttentionInput& in, Member& member) {
     return at;
   };
   int64_t chunks = 1;
-  for (int64_t b = 0; op.splits() > 1 && b < op.blocks(); ++b) {
-    auto at = block(b * heads);
-    chunks = std::max(chunks, chunk_count(op, seen(op, in, at.first_row, at.rows)));
+  // Only padded sequences differ in the keys that they see.
+  const int64_t step = op.padded ? op.kv_heads : heads;
+  for (int64_t item = 0; op.splits() > 1 && item < op.items(); item += step) {
+    chunks = std::max(chunks, chunk_count(op, seen(op, in, block(item))));
   }
   member.dynamic(op.items() * chunks, 1, [&](Range work) {
     for (int64_t i = work.begin; i < work.end; ++i) {
       Piece at = block(i / chunks);
       const int64_t chunk = i % chunks;
-      const Range keys = seen(op, in, at.first_row, at.rows);
+      const Range keys = seen(op, in, at);
       const int64_t count = chunk_count(op, keys);
       if (chunk >= count) {
         continue;
@@ -734,7 +745,7 @@ void attend(const Attention& op, const AttentionInput& in, Member& member) {
     const int64_t item = i / op.block_rows();
     const int64_t r = i % op.block_rows();
     const Piece at = block(item);
-    const int64_t count = chunk_count(op, seen(op, in, at.first_row, at.rows));
+    const int64_t count = chunk_count(op, seen(op, in, at));
     if (r < at.rows && count > 1) {
       T* out = in.out.as<T>() + row_start(op, at, at.first_row + r, op.value_width);
       merge_row<T>(op, count, in.scratch + item * op.splits() * op.part_floats(), r, out);

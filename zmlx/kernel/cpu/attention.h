@@ -23,6 +23,7 @@ struct Attention {
   float scale = 1;
   MaskKind mask = MaskKind::none;
   int64_t window = 0;
+  bool padded = false; // sequences begin at keys of their own
   bool heads_last = false;
 
   int64_t batch = 0;

@@ -1,6 +1,7 @@
 // zmlx/kernel/cpu/rope-inl.h: rotary position embedding of one head's row. Included once for each
 // instruction set.
 #include <cmath>
+#include <limits>
 
 #include "zmlx/kernel/cpu/rope.h"
 #include "zmlx/kernel/cpu/simd_math-inl.h"
@@ -18,7 +19,7 @@ namespace zmlx::HWY_NAMESPACE {
 /// Cosines and sines of one position.
 struct Rotation {
   size_t half = 0; // pairs of elements
-  int64_t position = -1;
+  int64_t position = std::numeric_limits<int64_t>::min(); // none yet
   HWY_ALIGN float cosine[cpu::max_rope_dims / 2];
   HWY_ALIGN float sine[cpu::max_rope_dims / 2];
 };
