@@ -49,9 +49,15 @@ int lift_linears(Graph& graph) {
     view.inputs = {graph[id].inputs[0]};
     view.outputs = {type};
     view.outputs[0].shape[-1] = graph.type(view.inputs[0]).shape[-1];
-    // Worth it where it undoes a Reshape below; elsewhere it would only move the heads' split.
+    // Worth it where it undoes a Reshape below, or joins the one that merges attention's heads;
+    // elsewhere it would only move the heads' split.
     auto& below = graph[view.inputs[0].node];
-    if (below.kind != "Reshape" || !(graph.type(below.inputs[0]) == view.outputs[0])) {
+    if (below.kind != "Reshape") {
+      continue;
+    }
+    auto& inner = graph.type(below.inputs[0]);
+    bool merges_heads = inner.shape.rank() > 0 && inner.shape[-1] != view.outputs[0].shape[-1];
+    if (!merges_heads && !(inner == view.outputs[0])) {
       continue;
     }
     Node lifted = graph[id];
