@@ -27,8 +27,7 @@ Function gated_mlp() {
   return [=](const Arrays& in) {
     auto x = mx::fast::rms_norm(in[0], norm, 1e-5f);
     auto g = mx::matmul(x, mx::transpose(gate)), u = mx::matmul(x, mx::transpose(up));
-    return Arrays{
-        in[0] + mx::matmul(g * mx::sigmoid(g) * u, mx::transpose(down)) * mx::array(1.0f)};
+    return Arrays{in[0] + mx::matmul(g * mx::sigmoid(g) * u, mx::transpose(down))};
   };
 }
 
