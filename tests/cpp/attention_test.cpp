@@ -279,6 +279,91 @@ TEST(Attention, PassesNanAndInfinityOn) {
   }
 }
 
+/// Sequences with these paddings on the left, full of NaN, against each sequence by itself.
+void check_padded(const Shapes& s, const std::vector<int>& padding) {
+  SCOPED_TRACE(
+      ::testing::Message() << s.tokens << " tokens at " << s.offset << ", window " << s.window);
+  const int batch = static_cast<int>(padding.size());
+  const int used = s.offset + s.tokens;
+  auto left = mx::array(padding.data(), {batch}, mx::int32);
+  for (auto dtype : {mx::float32, mx::float16, mx::bfloat16}) {
+    auto q = random({batch, s.q_heads, s.tokens, s.width}, 1, dtype);
+    auto keys = random({batch, s.kv_heads, used, s.width}, 2, dtype);
+    auto values = random({batch, s.kv_heads, used, s.value_width}, 3, dtype);
+    auto hidden =
+        mx::reshape(mx::arange(used), {1, 1, used, 1}) < mx::reshape(left, {batch, 1, 1, 1});
+    auto with_nan = [&](const mx::array& x) {
+      auto rest = mx::full({batch, s.kv_heads, s.spare, x.shape(3)}, NAN, dtype);
+      return mx::concatenate({mx::where(hidden, mx::array(NAN, dtype), x), rest}, 2);
+    };
+    auto attrs = causal(s);
+    attrs.set("padded", int64_t{1});
+    Arrays in = {
+        q, with_nan(keys), with_nan(values), mx::array(s.offset), mx::array(s.offset) - left};
+    auto got = node(op_named("attention"), in, attrs)[0];
+    for (int b = 0; b < batch; ++b) {
+      // Tokens in the padding come first.
+      int blind = std::clamp(padding[static_cast<size_t>(b)] - s.offset, 0, s.tokens);
+      int skip = std::min(padding[static_cast<size_t>(b)], used);
+      auto of = [&](const mx::array& x, int from, int to) {
+        return mx::slice(x, {b, 0, from, 0}, {b + 1, x.shape(1), to, x.shape(3)});
+      };
+      EXPECT_FALSE(mx::any(of(got, 0, blind) != mx::array(0, dtype)).item<bool>());
+      if (blind < s.tokens) {
+        auto want = by_hand(
+            of(q, blind, s.tokens),
+            of(keys, skip, used),
+            of(values, skip, used),
+            s.offset + blind - skip,
+            s.window);
+        expect_close(of(got, blind, s.tokens), want, tolerance_of(dtype));
+      }
+    }
+  }
+}
+
+TEST(Attention, LeavesOutEachSequencesPadding) {
+  for (int tokens : {1, 2, 3, 33, 70}) {
+    for (int offset : {0, 5, 64, 300}) {
+      check_padded({.tokens = tokens, .offset = offset, .spare = 5}, {0, 3, 64});
+    }
+  }
+  check_padded({.offset = 900, .spare = 3}, {0, 899, 400, 900, 130});
+  check_padded({.q_heads = 8, .kv_heads = 1, .offset = 2000}, {1500, 0});
+  check_padded({.q_heads = 1, .kv_heads = 1, .offset = 2000, .spare = 2}, {1});
+}
+
+TEST(Attention, GivesZerosToTokensThatSeeNoKey) {
+  for (int tokens : {1, 4, 40}) {
+    check_padded({.tokens = tokens, .offset = 0}, {tokens, tokens - 1, 0});
+    check_padded({.tokens = tokens, .offset = 200}, {200 + tokens, 201, 1000});
+  }
+}
+
+TEST(Attention, LooksBackWithinWindowAndPadding) {
+  for (int tokens : {1, 40}) {
+    check_padded({.tokens = tokens, .offset = 150, .window = 20}, {0, 140, 152, 170});
+  }
+}
+
+TEST(Attention, NeedsAPositionForEachPaddedSequence) {
+  Shapes s;
+  auto attrs = causal(s);
+  attrs.set("padded", int64_t{1});
+  auto message = [&](const Type& positions) {
+    Type q{Dtype::f32, {2, 4, 1, 64}};
+    Type keys{Dtype::f32, {2, 2, 8, 64}};
+    return message_of([&] {
+      op_named("attention").types({q, keys, keys, {Dtype::i32, {}}, positions}, attrs);
+    });
+  };
+  EXPECT_EQ(message({Dtype::i32, {2}}), "");
+  EXPECT_EQ(message({Dtype::i32, {3}}), "[attention] positions must have shape (2,) but got (3,).");
+  EXPECT_EQ(message({Dtype::f32, {2}}), "[attention] positions must be int32 but got float32.");
+  attrs.set("mask", std::string("none"));
+  EXPECT_EQ(message({Dtype::i32, {2}}), "[attention] padded=1 needs mask=causal.");
+}
+
 TEST(Attention, SaysInWordsWhenTheTokensDoNotFit) {
   Shapes s{.tokens = 3};
   auto q = mx::zeros({1, 4, 3, 64});

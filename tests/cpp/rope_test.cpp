@@ -71,6 +71,22 @@ TEST(Rope, OfHalvesRoundsAsMlxDoesWhenExact) {
   }
 }
 
+TEST(Rope, TurnsEachSequenceByItsOwnOffset) {
+  auto x = random({3, 2, 5, 64}, 1);
+  auto freqs = mx::reciprocal(frequencies(64, 1e4f));
+  auto inv_freq = mx::reciprocal(freqs);
+  Attrs attrs = {{"dims", int64_t{64}}};
+  int offsets[] = {7, -3, 4096};
+  auto vector = mx::array(offsets, {3}, mx::int32);
+  auto got = node(op_named("rope"), {x, vector, inv_freq}, attrs)[0];
+  expect_close(got, mx::fast::rope(x, 64, false, std::nullopt, 1.0f, vector, freqs), 2e-5);
+  for (int b = 0; b < 3; ++b) {
+    auto of = [&](const mx::array& a) { return mx::slice(a, {b, 0, 0, 0}, {b + 1, 2, 5, 64}); };
+    auto alone = node(op_named("rope"), {of(x), mx::array(offsets[b]), inv_freq}, attrs)[0];
+    EXPECT_TRUE(mx::array_equal(of(got), alone).item<bool>()) << "sequence " << b;
+  }
+}
+
 struct Step {
   Arrays inputs;
   Attrs attrs;
@@ -130,6 +146,29 @@ TEST(RopeKvUpdate, WritesTheNewRowsAndNoOthers) {
         ASSERT_NE(before[j], after[j]) << "row " << row;
       }
     }
+  }
+}
+
+TEST(RopeKvUpdate, WritesPaddedSequencesToOneRowTurnedByTheirOwnPositions) {
+  auto& op = op_named("rope_kv_update");
+  auto [in, attrs] = step(3, 16, 5, false, mx::float32);
+  auto alone = node(op, in, attrs);
+  for (size_t i : {size_t{0}, size_t{1}, size_t{2}, size_t{7}, size_t{8}}) {
+    in[i] = mx::concatenate({in[i], in[i]}, 0);
+  }
+  int positions[] = {5, -1};
+  in.insert(in.begin() + 7, mx::array(positions, {2}, mx::int32));
+  attrs.set("padded", int64_t{1});
+  auto got = node(op, in, attrs);
+  for (size_t i = 0; i < 3; ++i) {
+    expect_close(got[i], op.reference(in, attrs)[i], tolerance_of(mx::float32));
+    auto first = mx::split(got[i], 2, 0)[0];
+    EXPECT_TRUE(mx::array_equal(first, alone[i]).item<bool>()) << "output " << i;
+  }
+  // The other sequence stands elsewhere: only its values, which are not turned, are the same.
+  for (size_t i = 0; i < 3; ++i) {
+    auto second = mx::split(got[i], 2, 0)[1];
+    EXPECT_EQ(mx::array_equal(second, alone[i]).item<bool>(), i == 2) << "output " << i;
   }
 }
 
