@@ -109,21 +109,20 @@ TEST(MoeRouter, SaysInWordsWhatDoesNotFit) {
   auto k9 = dense;
   k9.set("k", int64_t{9});
   auto fp4 = dense;
-  fp4.set("mode", std::string("mxfp4"));
+  fp4.set("mode", std::string("fp4"));
   EXPECT_EQ(message({type({2, 8})}, dense), "[moe_router] expected 2 inputs but got 1.");
   EXPECT_EQ(
       message({type({2, 8}), type({4, 9})}, dense),
-      "[moe_router] router must have shape (4, 8) but got (4, 9).");
+      "[moe_router] router must have x's last axis, 8, for its own but is (4, 9).");
   EXPECT_EQ(
       message({type({2, 8}), type({4, 8})}, k9),
       "[moe_router] k must lie between 1 and 4 experts but got 9.");
   EXPECT_EQ(
       message({type({2, 8}), type({4, 8})}, fp4),
-      "[moe_router] mode must be affine or none but got mxfp4.");
+      "[moe_router] mode must be affine, mxfp4, mxfp8, nvfp4 or none but got fp4.");
   EXPECT_EQ(
-      message({type({2, 96}), type({4, 12}), type({4, 1}), type({4, 1})}, affine),
-      "[moe_router] group_size must divide x's last axis, 96, but got bits=4, group_size=64, k=2, "
-      "mode=affine.");
+      message({type({2, 96}), type({4, 12}, Dtype::u32), type({4, 1}), type({4, 1})}, affine),
+      "[moe_router] router must have shape (4, 8) but got (4, 12).");
   EXPECT_EQ(
       message({type({2, 64}), type({4, 8}, Dtype::i32), type({4, 1}), type({4, 1})}, affine),
       "[moe_router] router must be uint32 but got int32.");

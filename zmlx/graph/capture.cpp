@@ -66,10 +66,20 @@ bool is_leaf(const mx::array& a) {
       (a.inputs().empty() && std::string_view(a.primitive().name()) == "Load");
 }
 
+/// The bytes of an evaluated array of 2 to 16 elements.
+std::string table_of(const mx::array& a) {
+  const bool ready = !a.has_primitive() && a.status() == mx::array::Status::available;
+  if (!ready || a.size() < 2 || a.size() > 16 || !a.flags().row_contiguous) {
+    return {};
+  }
+  return {a.data<char>(), a.nbytes()};
+}
+
 Node constant_node(const mx::array& a) {
   auto data = std::make_shared<Constant>();
   data->id = a.id();
   data->scalar = scalar_of(a);
+  data->table = table_of(a);
   data->array = std::make_shared<mx::array>(a);
   Node node;
   node.kind = "constant";

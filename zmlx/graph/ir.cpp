@@ -20,7 +20,7 @@ void print_value(std::ostream& out, const Graph& graph, Value v) {
 
 bool Constant::same(const Constant& other) const {
   // By bits: 0 and -0 differ, a NaN is itself.
-  return id == other.id ||
+  return id == other.id || (!table.empty() && table == other.table) ||
       (scalar && other.scalar &&
        std::bit_cast<uint64_t>(*scalar) == std::bit_cast<uint64_t>(*other.scalar));
 }

@@ -29,9 +29,11 @@ struct Value {
 struct Constant {
   uintptr_t id = 0; // equal ids are the same array
   std::optional<double> scalar; // the value, when there is one element that a double holds exactly
+  std::string table; // the bytes of a few elements, as of a look-up table: made anew by each trace
   std::shared_ptr<void> array;
 
-  /// Whether both hold the same data, as far as ids and scalars tell. Types are compared elsewhere.
+  /// Whether both hold the same data, as far as ids, scalars and tables tell. Types are compared
+  /// elsewhere.
   bool same(const Constant& other) const;
 };
 

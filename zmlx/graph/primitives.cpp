@@ -206,18 +206,29 @@ const std::unordered_map<std::string_view, Read>& readers() {
 
 /// Primitives whose kind and output types say everything.
 constexpr std::string_view without_parameters[] = {
-    "Abs",       "Add",        "ArcCos",       "ArcCosh",    "ArcSin",        "ArcSinh",
-    "ArcTan",    "ArcTan2",    "ArcTanh",      "AsType",     "BitwiseBinary", "BitwiseInvert",
-    "Broadcast", "Ceil",       "Conjugate",    "Contiguous", "Copy",          "Cos",
-    "Cosh",      "Divide",     "DivMod",       "Equal",      "Erf",           "ErfInv",
-    "Exp",       "ExpandDims", "Expm1",        "Flatten",    "Floor",         "FloorDivide",
-    "Full",      "Greater",    "GreaterEqual", "Imag",       "Less",          "LessEqual",
-    "Log",       "Log1p",      "LogAddExp",    "LogSumExp",  "LogicalAnd",    "LogicalNot",
-    "LogicalOr", "Matmul",     "Maximum",      "Minimum",    "Multiply",      "Negative",
-    "NotEqual",  "Power",      "Real",         "Remainder",  "Reshape",       "Round",
-    "Select",    "Sigmoid",    "Sign",         "Sin",        "Sinh",          "Sqrt",
-    "Square",    "Squeeze",    "StopGradient", "Subtract",   "Tan",           "Tanh",
-    "Unflatten", "View"};
+    "Abs",        "Add",           "ArcCos",
+    "ArcCosh",    "ArcSin",        "ArcSinh",
+    "ArcTan",     "ArcTan2",       "ArcTanh",
+    "AsType",     "BitwiseBinary", "BitwiseInvert",
+    "Broadcast",  "Ceil",          "Conjugate",
+    "Contiguous", "Copy",          "Cos",
+    "Cosh",       "Divide",        "DivMod",
+    "Equal",      "Erf",           "ErfInv",
+    "Exp",        "ExpandDims",    "Expm1",
+    "Flatten",    "Floor",         "FloorDivide",
+    "Full",       "Greater",       "GreaterEqual",
+    "Imag",       "Less",          "LessEqual",
+    "Log",        "Log1p",         "LogAddExp",
+    "LogSumExp",  "LogicalAnd",    "LogicalNot",
+    "LogicalOr",  "Matmul",        "Maximum",
+    "Minimum",    "Multiply",      "Negative",
+    "NotEqual",   "Power",         "Real",
+    "Remainder",  "Reshape",       "Round",
+    "Select",     "Sigmoid",       "Sign",
+    "Sin",        "Sinh",          "Sqrt",
+    "Square",     "Squeeze",       "StopGradient",
+    "Subtract",   "Tan",           "Tanh",
+    "Unflatten",  "View",          "fast::ConvertFP8"};
 
 /// "Softmax" from "N3mlx4core7SoftmaxE", "fast::RoPE" from "N3mlx4core4fast4RoPEE", "" for a type
 /// that is not MLX's.

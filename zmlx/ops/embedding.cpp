@@ -1,5 +1,6 @@
 // zmlx/ops/embedding.cpp: rows of an embedding table, dequantised.
 #include <cstring>
+#include <optional>
 
 #include "mlx/ops.h"
 #include "zmlx/kernel/cpu/rows.h"
@@ -12,6 +13,28 @@ namespace {
 constexpr const char* name = "embedding";
 constexpr int64_t piece = 256; // elements that one step decodes
 
+struct Valued {
+  const char* name;
+  Dtype dtype;
+  mx::Dtype mlx;
+};
+
+constexpr Valued valued_types[] = {
+    {"float32", Dtype::f32, mx::float32},
+    {"float16", Dtype::f16, mx::float16},
+    {"bfloat16", Dtype::bf16, mx::bfloat16}};
+
+/// The attribute that says the values' dtype where scales are bytes; the default is MLX's.
+const Valued& asked_dtype(const Attrs& attrs) {
+  const std::string asked = attrs.has("dtype") ? attrs.text("dtype") : "bfloat16";
+  for (auto& type : valued_types) {
+    if (asked == type.name) {
+      return type;
+    }
+  }
+  fail(name, "dtype must be float32, float16 or bfloat16 but got ", asked, ".");
+}
+
 Types types(const Types& in, const Attrs& attrs) {
   auto kind = weight_kind(name, attrs);
   expect_inputs(name, in, 1 + kind.inputs());
@@ -22,28 +45,39 @@ Types types(const Types& in, const Attrs& attrs) {
   if (in[0].shape.rank() >= Shape::max_rank) {
     fail(name, "tokens may have at most 7 axes but got ", to_string(in[0].shape), ".");
   }
-  auto& valued = in[kind.format.bits ? 2 : 1];
-  expect_floating(name, kind.format.bits ? "table scales" : "table", valued);
-  Shape table = expect_weight(name, "table", in, 1, kind, valued.dtype, 2);
+  Dtype dtype;
+  if (kind.has_dtype()) {
+    auto& valued = in[kind.format.bits ? 2 : 1];
+    expect_floating(name, kind.format.bits ? "table scales" : "table", valued);
+    dtype = valued.dtype;
+  } else {
+    dtype = asked_dtype(attrs).dtype;
+  }
+  Shape table = expect_weight(name, "table", in, 1, kind, dtype, 2);
   Shape out = in[0].shape;
   out.push_back(table[1]);
-  return {{valued.dtype, out}};
+  return {{dtype, out}};
 }
 
 Arrays reference(const Arrays& in, const Attrs& attrs) {
   auto kind = weight_kind(name, attrs);
   auto shape = in[0].shape();
+  const auto dtype =
+      kind.has_dtype() ? in[kind.format.bits ? 2 : 1].dtype() : asked_dtype(attrs).mlx;
+  auto& f = kind.format;
   if (in[0].size() == 0) { // which MLX does not dequantise
-    auto& valued = in[kind.format.bits ? 2 : 1];
-    const int per_group = kind.format.bits ? kind.format.group_size : 1;
-    shape.push_back(valued.shape(-1) * per_group);
-    return {mx::zeros(shape, valued.dtype())};
+    const int width = f.bits ? in[2].shape(-1) * f.group_size : in[1].shape(-1);
+    shape.push_back(width);
+    return {mx::zeros(shape, dtype)};
   }
   auto tokens = mx::flatten(in[0]);
   auto rows = [&](size_t i) { return mx::take(in[i], tokens, 0); };
-  auto& f = kind.format;
-  auto out =
-      f.bits ? mx::dequantize(rows(1), rows(2), rows(3), f.group_size, f.bits, kind.mode) : rows(1);
+  auto out = rows(1);
+  if (f.bits) {
+    auto biases = f.has_biases() ? std::optional(rows(3)) : std::nullopt;
+    out =
+        mx::dequantize(out, rows(2), biases, f.group_size, f.bits, kind.mode, std::nullopt, dtype);
+  }
   shape.push_back(out.shape(-1));
   return {mx::reshape(out, shape)};
 }
@@ -125,7 +159,7 @@ ZMLX_OP(embedding)
     .doc(
         "Rows of a table [V, D] for integer tokens [..]: [.., D] in the table's dtype. mode none: one "
         "input; affine: codes, scales and biases with group_size and bits, each element being code * "
-        "scale + bias. Negative tokens count from the last row.")
+        "scale + bias; mxfp4, mxfp8, nvfp4: codes and scales, values of type `dtype`. Negative tokens count from the last row.")
     .types(types)
     .reference(reference)
     .cpu(kernel)
@@ -135,6 +169,9 @@ ZMLX_OP(embedding)
         example("prompt", {2, 37}, 97, 320, weight_attrs(8, 32)),
         example("odd bits", {5}, 31, 384, weight_attrs(3, 128)),
         example("six bits", {5}, 31, 64, weight_attrs(6, 64)),
+        example("mxfp4", {1, 1}, 97, 1024, weight_attrs("mxfp4")),
+        example("mxfp8", {2, 3}, 31, 96, weight_attrs("mxfp8")),
+        example("nvfp4", {2, 19}, 32, 48, weight_attrs("nvfp4")),
         example("dense", {3, 33}, 33, 31, weight_attrs(0, 0)),
         example("one", {}, 1, 32, weight_attrs(4, 32)),
         example("empty", {0}, 8, 64, weight_attrs(4, 64)),

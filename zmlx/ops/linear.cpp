@@ -208,11 +208,12 @@ Case example(std::string label, mx::Shape x, std::vector<int> widths, Attrs attr
 ZMLX_OP(linear)
     .args({"x", "*rest"})
     .doc(
-        "x [.., K] times the transpose of each of `outputs` weights [N, K] (mode none, or affine with "
-        "group_size and bits: element = code * scale + bias of its group): outputs [.., N]. norm=1: x "
+        "x [.., K] times the transpose of each of `outputs` weights [N, K] (mode none; affine with "
+        "group_size and bits: element = code * scale + bias of its group; mxfp4, mxfp8 and nvfp4: code "
+        "* scale): outputs [.., N]. norm=1: x "
         "is RMS-normalised first (input norm_weight [K]; eps). bias=1: each weight is followed by a "
         "bias [N] that is added. residual=1, for one output: the last input [.., N] is added. Inputs: "
-        "x, [norm_weight], weights (codes, scales, biases or one array each) with [bias], [residual]. "
+        "x, [norm_weight], weights (codes, scales, biases, or what else the mode has) with [bias], [residual]. "
         "Sums are float32; exact=1 also rounds to the dtype before each addition.")
     .types(types)
     .reference(reference)
@@ -243,6 +244,13 @@ ZMLX_OP(linear)
         example("odd bits", {1, 2, 192}, {33}, weight_attrs(3, 64)),
         example("five bits", {9, 64}, {31}, weight_attrs(5, 32)),
         example("two bits", {9, 64}, {31}, weight_attrs(2, 32)),
+        example("six bits", {1, 384}, {65}, weight_attrs(6, 128)),
+        example("mxfp4", {1, 1024}, {97}, weight_attrs("mxfp4", {{"norm", int64_t{1}}})),
+        example("mxfp4 prompt", {33, 96}, {65, 31}, weight_attrs("mxfp4")),
+        example("mxfp8", {4, 160}, {33}, weight_attrs("mxfp8", {{"residual", int64_t{1}}})),
+        example("mxfp8 prompt", {37, 64}, {64}, weight_attrs("mxfp8")),
+        example("nvfp4", {1, 48}, {34}, weight_attrs("nvfp4")),
+        example("nvfp4 prompt", {17, 528}, {40}, weight_attrs("nvfp4", {{"bias", int64_t{1}}})),
         example("dense", {1, 1, 515}, {97}, weight_attrs(0, 0, {{"norm", int64_t{1}}})),
         example("dense prompt", {33, 97}, {131}, weight_attrs(0, 0, {{"residual", int64_t{1}}})),
         example(

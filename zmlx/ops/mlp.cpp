@@ -200,10 +200,10 @@ ZMLX_OP(mlp)
     .args({"x", "*rest"})
     .doc(
         "A gated MLP (Shazeer, 2020): down(silu(gate(x)) * up(x)) for x [.., K], gate and up [F, K], "
-        "down [D, F] (mode none, or affine with group_size and bits): [.., D]. norm=1: x is "
+        "down [D, F] (mode none, or quantised with group_size and bits): [.., D]. norm=1: x is "
         "RMS-normalised first (input norm_weight [K]; eps). residual=1: the last input [.., D] is "
-        "added. Inputs: x, [norm_weight], gate, up, down (codes, scales, biases or one array each), "
-        "[residual]. The hidden values are rounded to the dtype; exact=1 also rounds where the unfused "
+        "added. Inputs: x, [norm_weight], gate, up, down (codes, scales, biases, or what else the "
+        "mode has), [residual]. The hidden values are rounded to the dtype; exact=1 also rounds where the unfused "
         "graph does.")
     .types(types)
     .reference(reference)
@@ -214,6 +214,10 @@ ZMLX_OP(mlp)
         example("prompt", {2, 37, 192}, 448, weight_attrs(4, 64, norm_and_residual)),
         example("prompt 8 bit", {140, 64}, 160, weight_attrs(8, 32, {{"residual", int64_t{1}}})),
         example("odd bits", {2, 128}, 64, weight_attrs(6, 32)),
+        example("three bits", {1, 192}, 448, weight_attrs(3, 64, norm_and_residual)),
+        example("mxfp4", {1, 1, 512}, 96, weight_attrs("mxfp4", norm_and_residual)),
+        example("mxfp8", {5, 64}, 96, weight_attrs("mxfp8")),
+        example("nvfp4", {9, 48}, 80, weight_attrs("nvfp4", norm_and_residual)),
         example("dense", {1, 97}, 131, weight_attrs(0, 0, {{"norm", int64_t{1}}})),
         example("dense prompt", {33, 31}, 33, weight_attrs(0, 0, norm_and_residual)),
         example(

@@ -74,22 +74,7 @@ Types types(const Types& in, const Attrs& attrs) {
 Arrays reference(const Arrays& in, const Attrs& attrs) {
   auto op = settings(attrs);
   auto experts = [&](const mx::array& x, size_t i) {
-    const size_t at = op.weight(i);
-    if (!op.kind.format.bits) {
-      return mx::gather_mm(x, mx::swapaxes(in[at], -1, -2), std::nullopt, in[1]);
-    }
-    auto& f = op.kind.format;
-    return mx::gather_qmm(
-        x,
-        in[at],
-        in[at + 1],
-        in[at + 2],
-        std::nullopt,
-        in[1],
-        true,
-        f.group_size,
-        f.bits,
-        op.kind.mode);
+    return weight_gather_matmul(x, in, op.weight(i), in[1], op.kind);
   };
   auto x = mx::expand_dims(in[0], {-2, -3});
   auto gate = experts(x, 0);
@@ -444,9 +429,9 @@ ZMLX_OP(moe_mlp)
     .doc(
         "The MLPs of a mixture of experts: sum over j of weights[.., j] * down_e(silu(gate_e(x)) * "
         "up_e(x)), e = indices[.., j], for x [.., D], indices uint32 and weights [.., k], gate and up "
-        "[E, F, D], down [E, D', F] (mode none, or affine with group_size and bits): [.., D']. "
+        "[E, F, D], down [E, D', F] (mode none, or quantised with group_size and bits): [.., D']. "
         "residual=1: the last input [.., D'] is added. Inputs: x, indices, weights, gate, up, down "
-        "(codes, scales, biases or one array each), [residual]. The hidden values are rounded to the "
+        "(codes, scales, biases, or what else the mode has), [residual]. The hidden values are rounded to the "
         "dtype; exact=1 also rounds where the unfused graph does.")
     .types(types)
     .reference(reference)
@@ -459,6 +444,11 @@ ZMLX_OP(moe_mlp)
         example("prompt", {2, 37, 128}, 16, 4, 192, weight_attrs(4, 64, residual)),
         example("one expert", {140, 64}, 1, 1, 128, weight_attrs(8, 64)),
         example("odd bits", {33, 128}, 4, 2, 128, weight_attrs(5, 128)),
+        example("six bits", {1, 128}, 4, 2, 192, weight_attrs(6, 64)),
+        example("mxfp4", {1, 256}, 8, 4, 96, weight_attrs("mxfp4", residual)),
+        example("mxfp4 prompt", {37, 64}, 8, 2, 96, weight_attrs("mxfp4")),
+        example("mxfp8", {3, 96}, 5, 2, 64, weight_attrs("mxfp8")),
+        example("nvfp4", {9, 48}, 5, 2, 80, weight_attrs("nvfp4")),
         example("dense", {1, 31}, 7, 3, 33, weight_attrs(0, 0, residual)),
         example("dense prompt", {33, 97}, 32, 8, 131, weight_attrs(0, 0)),
         example(

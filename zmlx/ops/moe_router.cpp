@@ -129,6 +129,7 @@ HWY_AFTER_NAMESPACE();
 #include "mlx/ops.h"
 #include "zmlx/kernel/cpu/matmul.h"
 #include "zmlx/ops/check.h"
+#include "zmlx/ops/weight.h"
 
 namespace zmlx {
 
@@ -141,8 +142,7 @@ constexpr const char* name = "moe_router";
 struct Router {
   int64_t k;
   bool normalize;
-  bool quantised;
-  cpu::WeightFormat format;
+  WeightKind kind;
   bool norm;
   float eps;
   bool exact;
@@ -152,29 +152,21 @@ Router settings(const Attrs& attrs) {
   Router op{};
   op.k = attrs.integer("k");
   op.normalize = attrs.integer("normalize", 0) != 0;
-  op.quantised = attrs.text("mode") != "none";
-  if (op.quantised) {
-    op.format.bits = static_cast<int>(attrs.integer("bits"));
-    op.format.group_size = static_cast<int>(attrs.integer("group_size"));
-  }
+  op.kind = weight_kind(name, attrs);
   op.norm = attrs.integer("norm", 0) != 0;
   op.eps = static_cast<float>(attrs.real("eps", 0));
   op.exact = attrs.integer("exact", 0) != 0;
   return op;
 }
 
-size_t weight_at(const Router& op) {
+size_t router_at(const Router& op) {
   return op.norm ? 2 : 1;
 }
 
 Types types(const Types& in, const Attrs& attrs) {
-  auto& mode = attrs.text("mode");
-  if (mode != "affine" && mode != "none") {
-    fail(name, "mode must be affine or none but got ", mode, ".");
-  }
   auto op = settings(attrs);
-  const size_t w = weight_at(op);
-  expect_inputs(name, in, w + (op.quantised ? 3 : 1));
+  const size_t w = router_at(op);
+  expect_inputs(name, in, w + op.kind.inputs());
   auto& x = in[0];
   expect_floating(name, "x", x);
   if (x.shape.rank() == 0) {
@@ -185,28 +177,16 @@ Types types(const Types& in, const Attrs& attrs) {
     expect_dtype(name, "norm_weight", in[1], x.dtype);
     expect_shape(name, "norm_weight", in[1], {width});
   }
-  expect_rank(name, "router", in[w], 2);
-  const int64_t experts = in[w].shape[0];
-  if (op.quantised) {
-    if (op.format.bits <= 0 || op.format.group_size <= 0 || width % op.format.group_size != 0) {
-      fail(
-          name,
-          "group_size must divide x's last axis, ",
-          width,
-          ", but got ",
-          to_string(attrs),
-          ".");
-    }
-    const Shape groups = {experts, width / op.format.group_size};
-    expect_dtype(name, "router", in[w], Dtype::u32);
-    expect_shape(name, "router", in[w], {experts, width * op.format.bits / 32});
-    expect_dtype(name, "router scales", in[w + 1], x.dtype);
-    expect_shape(name, "router scales", in[w + 1], groups);
-    expect_dtype(name, "router biases", in[w + 2], x.dtype);
-    expect_shape(name, "router biases", in[w + 2], groups);
-  } else {
-    expect_dtype(name, "router", in[w], x.dtype);
-    expect_shape(name, "router", in[w], {experts, width});
+  const Shape router = expect_weight(name, "router", in, w, op.kind, x.dtype, 2);
+  const int64_t experts = router[0];
+  if (router[1] != width) {
+    fail(
+        name,
+        "router must have x's last axis, ",
+        width,
+        ", for its own but is ",
+        to_string(router),
+        ".");
   }
   if (op.k < 1 || op.k > experts) {
     fail(name, "k must lie between 1 and ", experts, " experts but got ", op.k, ".");
@@ -220,18 +200,9 @@ Types types(const Types& in, const Attrs& attrs) {
 
 Arrays reference(const Arrays& in, const Attrs& attrs) {
   auto op = settings(attrs);
-  const size_t w = weight_at(op);
+  const size_t w = router_at(op);
   auto x = op.norm ? mx::fast::rms_norm(in[0], in[1], op.eps) : in[0];
-  auto logits = op.quantised ? mx::quantized_matmul(
-                                   x,
-                                   in[w],
-                                   in[w + 1],
-                                   in[w + 2],
-                                   true,
-                                   op.format.group_size,
-                                   op.format.bits,
-                                   attrs.text("mode"))
-                             : mx::matmul(x, mx::swapaxes(in[w], 0, 1));
+  auto logits = weight_matmul(x, in, w, op.kind);
   auto gates = mx::softmax(logits, -1, true);
   const int experts = gates.shape(-1);
   const int k = static_cast<int>(op.k);
@@ -252,15 +223,11 @@ int64_t padded(int64_t experts) {
 }
 
 void run(const Router& op, const cpu::Matmul& matmul, const Call& call, Member& member) {
-  const size_t w = weight_at(op);
+  const size_t w = router_at(op);
   const Tensor& x = call.in[0];
   const int64_t count = x.shape().rows();
   const int64_t experts = call.in[w].shape()[0];
-  cpu::Weight weight{call.in[w].data, nullptr, nullptr};
-  if (op.quantised) {
-    weight.scales = call.in[w + 1].data;
-    weight.biases = call.in[w + 2].data;
-  }
+  const auto weight = weight_at(call, w, op.kind);
   cpu::LocalRows local;
   auto rows = cpu::prepare_rows(
       matmul,
@@ -309,26 +276,22 @@ void run(const Router& op, const cpu::Matmul& matmul, const Call& call, Member& 
 CpuKernel kernel(const Types& in, const Types&, const Attrs& attrs) {
   auto op = settings(attrs);
   const Shape& x = in[0].shape;
-  if (op.k > max_chosen || !cpu::Matmul::supports(in[0].dtype, op.format, x[-1])) {
+  if (op.k > max_chosen || !cpu::Matmul::supports(in[0].dtype, op.kind.format, x[-1])) {
     return {};
   }
-  cpu::Matmul matmul(in[0].dtype, op.format, x[-1]);
-  const int64_t experts = in[weight_at(op)].shape[0];
+  cpu::Matmul matmul(in[0].dtype, op.kind.format, x[-1]);
+  const int64_t experts = in[router_at(op)].shape[0];
   const size_t logits = static_cast<size_t>(x.rows() * padded(experts)) * sizeof(float);
   return {
       [op, matmul](const Call& call, Member& member) { run(op, matmul, call, member); },
       cpu::prepare_scratch(matmul, x.rows()) + logits};
 }
 
-Case example(std::string label, mx::Shape shape, int experts, int64_t k, int bits, bool norm) {
-  Attrs attrs = {
-      {"k", k},
-      {"normalize", int64_t{norm}},
-      {"mode", std::string(bits ? "affine" : "none")},
-      {"bits", int64_t{bits}},
-      {"group_size", int64_t{bits ? 64 : 0}},
-      {"norm", int64_t{norm}},
-      {"eps", 1e-6}};
+Case example(std::string label, mx::Shape shape, int experts, int64_t k, Attrs weight, bool norm) {
+  Attrs attrs = weight.set("k", k)
+                    .set("normalize", int64_t{norm})
+                    .set("norm", int64_t{norm})
+                    .set("eps", 1e-6);
   return {
       std::move(label),
       [=](mx::Dtype dtype) {
@@ -337,15 +300,7 @@ Case example(std::string label, mx::Shape shape, int experts, int64_t k, int bit
           in.push_back(random_case({shape.back()}, dtype, 2, 0.5f));
         }
         // Logits of about 1: rounding them to a short dtype then moves weights by less than that.
-        float scale = 1 / std::sqrt(static_cast<float>(shape.back()));
-        auto router = random_case({experts, shape.back()}, dtype, 3, scale);
-        if (bits) {
-          for (auto& part : mx::quantize(router, 64, bits)) {
-            in.push_back(part);
-          }
-        } else {
-          in.push_back(router);
-        }
+        push_random_weight(in, {experts, shape.back()}, weight_kind(name, attrs), dtype, 3);
         return in;
       },
       attrs};
@@ -361,19 +316,20 @@ ZMLX_OP(moe_router)
         "index first among equals; NaN counts as smallest. Gives indices uint32 [.., k] and weights "
         "[.., k] in x's dtype, divided by their sum when normalize=1. norm=1: x is RMS-normalised "
         "first (input norm_weight [D], eps), and the normalised x is the first output. Inputs: x, "
-        "[norm_weight], router or its codes, scales, biases. exact=1 also rounds the sum.")
+        "[norm_weight], router (codes, scales, biases, or what else the mode has). exact=1 also rounds the sum.")
     .types(types)
     .reference(reference)
     .cpu(kernel)
     .cases({
-        example("decode", {1, 1, 2048}, 128, 8, 8, true),
-        example("decode 4 bit", {1, 1, 1024}, 64, 8, 4, true),
-        example("prompt", {1, 37, 256}, 33, 5, 8, true),
-        example("no norm", {3, 64}, 31, 2, 4, false),
-        example("dense", {2, 3, 96}, 32, 4, 0, true),
-        example("all", {5, 33}, 7, 7, 0, false),
-        example("one", {1, 32}, 1, 1, 0, false),
-        example("empty", {0, 64}, 16, 2, 8, true),
+        example("decode", {1, 1, 2048}, 128, 8, weight_attrs(8, 64), true),
+        example("decode 4 bit", {1, 1, 1024}, 64, 8, weight_attrs(4, 64), true),
+        example("prompt", {1, 37, 256}, 33, 5, weight_attrs(8, 64), true),
+        example("no norm", {3, 64}, 31, 2, weight_attrs(4, 64), false),
+        example("mxfp8", {1, 1, 256}, 32, 4, weight_attrs("mxfp8"), true),
+        example("dense", {2, 3, 96}, 32, 4, weight_attrs(0, 0), true),
+        example("all", {5, 33}, 7, 7, weight_attrs(0, 0), false),
+        example("one", {1, 32}, 1, 1, weight_attrs(0, 0), false),
+        example("empty", {0, 64}, 16, 2, weight_attrs(8, 64), true),
     });
 
 } // namespace zmlx

@@ -3,22 +3,68 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 #include "mlx/ops.h"
 #include "zmlx/ops/check.h"
 
 namespace zmlx {
+namespace {
+
+/// A mode of codes that are short floats.
+struct FloatMode {
+  const char* name;
+  cpu::WeightFormat format;
+};
+
+constexpr FloatMode float_modes[] = {
+    {"mxfp4", {4, 32, cpu::Quantisation::mxfp4}},
+    {"mxfp8", {8, 32, cpu::Quantisation::mxfp8}},
+    {"nvfp4", {4, 16, cpu::Quantisation::nvfp4}}};
+
+/// The biases, where the mode has them.
+std::optional<mx::array> biases_of(const Arrays& in, size_t at, const WeightKind& kind) {
+  return kind.format.has_biases() ? std::optional(in[at + 2]) : std::nullopt;
+}
+
+} // namespace
+
+size_t weight_inputs(const std::string& mode) {
+  return mode == "none" ? 1 : mode == "affine" ? 3 : 2;
+}
 
 WeightKind weight_kind(const char* op, const Attrs& attrs) {
   WeightKind kind{attrs.text("mode"), {}};
   if (kind.mode == "none") {
     return kind;
   }
-  if (kind.mode != "affine") {
-    fail(op, "mode must be affine or none but got ", kind.mode, ".");
+  const int64_t bits = attrs.integer("bits", 0);
+  const int64_t group = attrs.integer("group_size", 0);
+  for (auto& mode : float_modes) {
+    if (kind.mode != mode.name) {
+      continue;
+    }
+    kind.format = mode.format;
+    if (bits != kind.format.bits || group != kind.format.group_size) {
+      fail(
+          op,
+          "mode ",
+          mode.name,
+          " has bits=",
+          kind.format.bits,
+          " and group_size=",
+          kind.format.group_size,
+          " but got bits=",
+          bits,
+          " and group_size=",
+          group,
+          ".");
+    }
+    return kind;
   }
-  const int64_t bits = attrs.integer("bits");
-  const int64_t group = attrs.integer("group_size");
+  if (kind.mode != "affine") {
+    fail(op, "mode must be affine, mxfp4, mxfp8, nvfp4 or none but got ", kind.mode, ".");
+  }
   if (bits < 2 || bits > 8 || bits == 7) {
     fail(op, "bits must be 2, 3, 4, 5, 6 or 8 but got ", bits, ".");
   }
@@ -53,9 +99,11 @@ Shape expect_weight(
   Shape words = dense;
   words[-1] = dense[-1] * kind.format.bits / 32;
   expect_shape(op, name.c_str(), in[at], words);
-  for (size_t i : {at + 1, at + 2}) {
-    expect_dtype(op, (i == at + 1 ? scales : biases).c_str(), in[i], dtype);
-    expect_shape(op, (i == at + 1 ? scales : biases).c_str(), in[i], groups);
+  expect_dtype(op, scales.c_str(), in[at + 1], kind.has_dtype() ? dtype : Dtype::u8);
+  expect_shape(op, scales.c_str(), in[at + 1], groups);
+  if (kind.format.has_biases()) {
+    expect_dtype(op, biases.c_str(), in[at + 2], dtype);
+    expect_shape(op, biases.c_str(), in[at + 2], groups);
   }
   return dense;
 }
@@ -66,14 +114,41 @@ mx::array weight_matmul(const mx::array& x, const Arrays& in, size_t at, const W
   }
   auto& f = kind.format;
   return mx::quantized_matmul(
-      x, in[at], in[at + 1], in[at + 2], true, f.group_size, f.bits, kind.mode);
+      x, in[at], in[at + 1], biases_of(in, at, kind), true, f.group_size, f.bits, kind.mode);
+}
+
+mx::array weight_gather_matmul(
+    const mx::array& x,
+    const Arrays& in,
+    size_t at,
+    const mx::array& indices,
+    const WeightKind& kind) {
+  if (!kind.format.bits) {
+    return mx::gather_mm(x, mx::swapaxes(in[at], -1, -2), std::nullopt, indices);
+  }
+  auto& f = kind.format;
+  return mx::gather_qmm(
+      x,
+      in[at],
+      in[at + 1],
+      biases_of(in, at, kind),
+      std::nullopt,
+      indices,
+      true,
+      f.group_size,
+      f.bits,
+      kind.mode);
 }
 
 cpu::Weight weight_at(const Call& call, size_t at, const WeightKind& kind) {
-  if (!kind.format.bits) {
-    return {call.in[at].data, nullptr, nullptr};
+  cpu::Weight weight{call.in[at].data, nullptr, nullptr};
+  if (kind.format.bits) {
+    weight.scales = call.in[at + 1].data;
   }
-  return {call.in[at].data, call.in[at + 1].data, call.in[at + 2].data};
+  if (kind.format.has_biases()) {
+    weight.biases = call.in[at + 2].data;
+  }
+  return weight;
 }
 
 void push_random_weight(
@@ -91,6 +166,16 @@ void push_random_weight(
   for (auto& part : mx::quantize(dense, kind.format.group_size, kind.format.bits, kind.mode)) {
     in.push_back(part);
   }
+}
+
+Attrs weight_attrs(const char* mode, Attrs more) {
+  for (auto& known : float_modes) {
+    if (known.name == std::string(mode)) {
+      more.set("bits", int64_t{known.format.bits})
+          .set("group_size", int64_t{known.format.group_size});
+    }
+  }
+  return more.set("mode", std::string(mode));
 }
 
 Attrs weight_attrs(int bits, int group_size, Attrs more) {

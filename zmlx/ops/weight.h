@@ -1,5 +1,5 @@
-// zmlx/ops/weight.h: a weight matrix among an op's inputs: one array, or codes with scales and
-// biases.
+// zmlx/ops/weight.h: a weight matrix among an op's inputs: one array, or codes with scales, and
+// biases in mode affine.
 #pragma once
 
 #include <string>
@@ -9,6 +9,9 @@
 
 namespace zmlx {
 
+/// Arrays that make one weight in that mode: "none", "affine", "mxfp4", "mxfp8" or "nvfp4".
+size_t weight_inputs(const std::string& mode);
+
 /// The attributes mode, group_size and bits.
 struct WeightKind {
   std::string mode;
@@ -16,14 +19,19 @@ struct WeightKind {
 
   /// Inputs that one weight takes.
   size_t inputs() const {
-    return format.bits ? 3 : 1;
+    return weight_inputs(mode);
+  }
+  /// Whether the values' dtype shows in an input: scales of short floats are bytes.
+  bool has_dtype() const {
+    return format.bits == 0 || format.has_biases();
   }
 };
 
 /// Throws std::invalid_argument for attributes that MLX does not know.
 WeightKind weight_kind(const char* op, const Attrs& attrs);
 
-/// Checks the weight at in[at]: [n, k], or [experts, n, k], with everything but codes of `dtype`.
+/// Checks the weight at in[at]: [n, k], or [experts, n, k], with everything but codes, and scales
+/// that are bytes, of `dtype`.
 /// Returns its shape as if it were dense.
 Shape expect_weight(
     const char* op,
@@ -36,6 +44,13 @@ Shape expect_weight(
 
 /// x @ weight.T in MLX.
 mx::array weight_matmul(const mx::array& x, const Arrays& in, size_t at, const WeightKind& kind);
+/// The same for the experts of a stack that `indices` name.
+mx::array weight_gather_matmul(
+    const mx::array& x,
+    const Arrays& in,
+    size_t at,
+    const mx::array& indices,
+    const WeightKind& kind);
 
 /// The weight at call.in[at] for a kernel.
 cpu::Weight weight_at(const Call& call, size_t at, const WeightKind& kind);
@@ -51,5 +66,7 @@ void push_random_weight(
 
 /// Attributes mode, group_size, bits for cases; 0 bits: dense.
 Attrs weight_attrs(int bits, int group_size, Attrs more = {});
+/// The same for a mode of short floats, which has but one group_size and bits.
+Attrs weight_attrs(const char* mode, Attrs more = {});
 
 } // namespace zmlx

@@ -7,15 +7,9 @@ namespace {
 
 Arrays find(const Arrays& v, const Attrs& attrs) {
   if (attrs.text("mode") != "none") {
+    QuantisedWeight w(weight_at(v, 1, 0, attrs), attrs);
     return {mx::quantized_matmul(
-        v[0],
-        v[1],
-        v[2],
-        v[3],
-        true,
-        static_cast<int>(attrs.integer("group_size")),
-        static_cast<int>(attrs.integer("bits")),
-        attrs.text("mode"))};
+        v[0], w.codes, w.scales, w.biases, true, w.group_size, w.bits, w.mode)};
   }
   auto w = mx::transpose(v[1]);
   return {attrs.integer("bias") ? mx::addmm(v[2], v[0], w) : mx::matmul(v[0], w)};

@@ -8,24 +8,25 @@ namespace {
 
 mx::array gathered(
     const mx::array& x,
-    const Arrays& w,
+    const Arrays& weight,
     const mx::array& indices,
     bool sorted,
     const Attrs& attrs) {
   if (attrs.text("mode") == "none") {
-    return mx::gather_mm(x, mx::swapaxes(w[0], -1, -2), std::nullopt, indices, sorted);
+    return mx::gather_mm(x, mx::swapaxes(weight[0], -1, -2), std::nullopt, indices, sorted);
   }
+  QuantisedWeight w(weight, attrs);
   return mx::gather_qmm(
       x,
-      w[0],
-      w[1],
-      w[2],
+      w.codes,
+      w.scales,
+      w.biases,
       std::nullopt,
       indices,
       true,
-      static_cast<int>(attrs.integer("group_size")),
-      static_cast<int>(attrs.integer("bits")),
-      attrs.text("mode"),
+      w.group_size,
+      w.bits,
+      w.mode,
       std::nullopt,
       sorted);
 }

@@ -3,15 +3,12 @@
 
 #include "mlx/ops.h"
 #include "mlx/random.h"
+#include "zmlx/ops/weight.h"
 
 namespace zmlx {
 
-size_t arrays_in_weight(const Attrs& attrs) {
-  return attrs.text("mode") == "none" ? 1 : 3;
-}
-
 Arrays weight_at(const Arrays& variables, size_t first, size_t i, const Attrs& attrs) {
-  auto n = static_cast<std::ptrdiff_t>(arrays_in_weight(attrs));
+  auto n = static_cast<std::ptrdiff_t>(weight_inputs(attrs.text("mode")));
   auto from =
       variables.begin() + static_cast<std::ptrdiff_t>(first) + static_cast<std::ptrdiff_t>(i) * n;
   return {from, from + n};
@@ -35,6 +32,17 @@ Attrs unquantised() {
   return {{"mode", "none"}, {"group_size", int64_t{0}}, {"bits", int64_t{0}}};
 }
 
+QuantisedWeight::QuantisedWeight(const Arrays& weight, const Attrs& attrs)
+    : codes(weight[0]),
+      scales(weight[1]),
+      group_size(static_cast<int>(attrs.integer("group_size"))),
+      bits(static_cast<int>(attrs.integer("bits"))),
+      mode(attrs.text("mode")) {
+  if (weight.size() > 2) {
+    biases = weight[2];
+  }
+}
+
 Attrs with(Attrs from, const Attrs& more) {
   for (auto& [name, value] : more) {
     from.set(name, value);
@@ -51,7 +59,10 @@ Arrays join(std::initializer_list<Arrays> parts) {
 }
 
 std::vector<Attrs> example_formats() {
-  return {{{"mode", "affine"}, {"group_size", int64_t{32}}, {"bits", int64_t{4}}}, unquantised()};
+  return {
+      {{"mode", "affine"}, {"group_size", int64_t{32}}, {"bits", int64_t{4}}},
+      {{"mode", "mxfp4"}, {"group_size", int64_t{32}}, {"bits", int64_t{4}}},
+      unquantised()};
 }
 
 mx::array example_array(mx::Shape shape, mx::Dtype dtype) {

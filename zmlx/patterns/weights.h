@@ -6,9 +6,6 @@
 
 namespace zmlx {
 
-/// Consecutive variables that make one weight in the format of `attrs` (mode, group_size, bits).
-size_t arrays_in_weight(const Attrs& attrs);
-
 /// The variables of the i-th of several weights that start at variable `first`.
 Arrays weight_at(const Arrays& variables, size_t first, size_t i, const Attrs& attrs);
 
@@ -18,6 +15,18 @@ Attrs format_of(const Attrs& from);
 /// transposed weight.
 std::optional<Attrs> format_of(const Node& node);
 Attrs unquantised();
+
+/// MLX's arguments for a quantised weight in the format of `attrs`.
+struct QuantisedWeight {
+  QuantisedWeight(const Arrays& weight, const Attrs& attrs);
+
+  mx::array codes;
+  mx::array scales;
+  std::optional<mx::array> biases;
+  int group_size;
+  int bits;
+  std::string mode;
+};
 
 /// `from` with these attributes set.
 Attrs with(Attrs from, const Attrs& more);

@@ -12,7 +12,7 @@ namespace {
 
 const MatmulKernels* pick(const MatmulShape& shape) {
   auto* bf16 = bf16_matmul();
-  return bf16 && bf16_matmul_supports(shape) ? bf16 : portable_matmul();
+  return bf16 && shape.dtype == Dtype::bf16 ? bf16 : portable_matmul();
 }
 
 /// Bytes of one normalised row.
@@ -29,9 +29,23 @@ bool Matmul::supports(Dtype dtype, WeightFormat format, int64_t k) {
   if (format.bits == 0) {
     return true;
   }
-  bool bits = format.bits >= 2 && format.bits <= 8 && format.bits != 7;
-  bool group = format.group_size == 32 || format.group_size == 64 || format.group_size == 128;
-  return bits && group && k % format.group_size == 0;
+  const int bits = format.bits;
+  const int group = format.group_size;
+  bool known = false;
+  switch (format.mode) {
+    case Quantisation::affine:
+      known = bits >= 2 && bits <= 8 && bits != 7 && (group == 32 || group == 64 || group == 128);
+      break;
+    case Quantisation::mxfp4:
+      known = bits == 4 && group == 32;
+      break;
+    case Quantisation::mxfp8:
+      known = bits == 8 && group == 32;
+      break;
+    case Quantisation::nvfp4:
+      known = bits == 4 && group == 16;
+  }
+  return known && k % group == 0;
 }
 
 Matmul::Matmul(Dtype dtype, WeightFormat format, int64_t k)
@@ -55,7 +69,7 @@ Weight Matmul::expert(const Weight& stack, int64_t e, int64_t n) const {
   auto at = [&](const void* base, int64_t bytes) -> const void* {
     return base ? static_cast<const std::byte*>(base) + e * n * bytes : nullptr;
   };
-  int64_t group_bytes = shape.groups() * static_cast<int64_t>(size_of(dtype_));
+  const int64_t group_bytes = shape.groups() * shape.scale_bytes();
   return {
       at(stack.codes, shape.row_bytes()),
       at(stack.scales, group_bytes),

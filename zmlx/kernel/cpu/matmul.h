@@ -11,16 +11,24 @@
 
 namespace zmlx::cpu {
 
-/// How a weight's elements are stored: codes of `bits` bits with a scale and a bias for each
-/// `group_size` of a row (element = code * scale + bias), or, with bits = 0, plainly in the
-/// activations' dtype.
+/// What codes mean. affine: integers, element = code * scale + bias, both of the activations'
+/// dtype. The others: element = code * scale, codes e2m1 (fp4) or e4m3 (fp8), scales of one byte:
+/// e8m0 (mx) or e4m3 (nv).
+enum class Quantisation : uint8_t { affine, mxfp4, mxfp8, nvfp4 };
+
+/// How a weight's elements are stored: codes of `bits` bits with a scale for each `group_size` of a
+/// row, or, with bits = 0, plainly in the activations' dtype.
 struct WeightFormat {
   int bits = 0;
   int group_size = 0;
+  Quantisation mode = Quantisation::affine;
+
+  bool has_biases() const {
+    return bits && mode == Quantisation::affine;
+  }
 };
 
-/// A weight matrix [n, k], row-major. Scales and biases [n, k / group_size] have the activations'
-/// dtype.
+/// A weight matrix [n, k], row-major; scales and biases [n, k / group_size].
 struct Weight {
   const void* codes = nullptr;
   const void* scales = nullptr;

@@ -2,7 +2,7 @@
 // in bf16, so nothing is rounded but the float32 sums.
 #include "zmlx/kernel/cpu/matmul_kernels.h"
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) && defined(__AVX512VBMI__)
 
 // The header's own "undefined" vectors set these off when inlined.
 #if defined(__GNUC__) && !defined(__clang__)
@@ -12,44 +12,74 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstring>
+
+#include "zmlx/kernel/cpu/minifloat.h"
 
 namespace zmlx::cpu {
 namespace {
 
-// Bits of a dense weight's "code": the lane is the element, there are no groups.
-constexpr int dense = 16;
-
 /// Codes in a 16-bit lane, each from its own shift: planes of activations are stored in the same
-/// order.
-constexpr int planes_of(int bits) {
-  return 16 / bits;
+/// order. The lanes of a dense weight are the elements.
+constexpr int planes_of(Code code) {
+  switch (code) {
+    case Code::dense:
+      return 1;
+    case Code::affine2:
+      return 8;
+    case Code::affine3:
+    case Code::affine4:
+    case Code::mxfp4:
+    case Code::nvfp4:
+      return 4;
+    default:
+      return 2;
+  }
 }
 
-/// Bits of a code that the table resolves at once.
-constexpr int index_bits(int bits) {
-  return bits < 4 ? bits : 4;
+constexpr int bits_in(Code code) {
+  return code == Code::dense ? 16 : bits_of(code);
 }
 
-int bits_of(const MatmulShape& s) {
-  return s.format.bits ? s.format.bits : dense;
+/// Whether codes cross bytes: then a vector is spread out, each byte of it beginning with a code.
+constexpr bool is_spread(Code code) {
+  return code == Code::affine3 || code == Code::affine5 || code == Code::affine6;
 }
 
+/// Codes that one byte of a spread vector holds.
+constexpr int codes_in_byte(Code code) {
+  return planes_of(code) / 2;
+}
+
+/// Bytes of a weight row that fill 32 lanes.
+constexpr int64_t vector_bytes(Code code) {
+  return 4 * planes_of(code) * bits_in(code);
+}
+
+template <Code C>
 int64_t blocks_of(const MatmulShape& s) {
-  const int64_t block = 32 * planes_of(bits_of(s));
+  constexpr int64_t block = 32 * planes_of(C);
   return (s.k + block - 1) / block;
 }
 
 /// bf16 elements of a prepared row before its group sums (float32). Block b, plane c, lane i holds
 /// element (b * 32 + i) * planes + c.
+template <Code C>
 int64_t row_elements(const MatmulShape& s) {
-  return blocks_of(s) * 32 * planes_of(bits_of(s));
+  return blocks_of<C>(s) * 32 * planes_of(C);
 }
 
-size_t prepared_bytes(const MatmulShape& s) {
-  const int64_t sums = (s.groups() + 15) / 16 * 16;
-  const int64_t bytes = row_elements(s) * 2 + sums * 4;
+/// Sums are there for biases alone.
+template <Code C>
+int64_t row_sums(const MatmulShape& s) {
+  return is_affine(C) ? (s.groups() + 15) / 16 * 16 : 0;
+}
+
+template <Code C>
+size_t prepared_bytes_as(const MatmulShape& s) {
+  const int64_t bytes = row_elements<C>(s) * 2 + row_sums<C>(s) * 4;
   // Rows a multiple of 4096 bytes apart would all meet in the same cache sets.
   return static_cast<size_t>(bytes % 4096 ? bytes : bytes + 64);
 }
@@ -62,77 +92,263 @@ __mmask16 first_lanes(int64_t n) {
   return n >= 16 ? __mmask16{0xffff} : static_cast<__mmask16>((1u << std::max<int64_t>(n, 0)) - 1);
 }
 
-__m512 load_floats(const uint16_t* p, int64_t left) {
-  return floats(_mm256_maskz_loadu_epi16(first_lanes(left), p));
+__mmask32 first_halves(int64_t n) {
+  return n >= 32 ? __mmask32{0xffffffff}
+                 : static_cast<__mmask32>((1u << std::max<int64_t>(n, 0)) - 1);
 }
 
-template <int Planes>
-void interleave(const uint16_t* x, int64_t k, uint16_t* to) {
-  constexpr int64_t block = 32 * Planes;
-  for (int64_t b = 0; b < k; b += block) {
-    alignas(64) uint16_t part[block] = {};
-    std::copy_n(x + b, std::min(block, k - b), part);
-    for (int c = 0; c < Planes; ++c) {
-      for (int i = 0; i < 32; ++i) {
-        to[b + c * 32 + i] = part[i * Planes + c];
-      }
-    }
+__mmask64 first_bytes(int64_t n) {
+  return n >= 64 ? ~__mmask64{0} : (__mmask64{1} << std::max<int64_t>(n, 0)) - 1;
+}
+
+/// Scales or biases of 16 groups, zero past the last.
+template <Code C>
+__m512 load_scales(const std::byte* p, int64_t left) {
+  const __mmask16 mask = first_lanes(left);
+  if constexpr (is_affine(C)) {
+    return floats(_mm256_maskz_loadu_epi16(mask, p));
+  } else if constexpr (C == Code::nvfp4) {
+    // e4m3 is float16 with two bits less at both ends, so 2^8 times as large.
+    const __m256i code = _mm256_cvtepu8_epi16(_mm_maskz_loadu_epi8(mask, p));
+    const __m256i size = _mm256_and_si256(code, _mm256_set1_epi16(127));
+    const __m256i sign = _mm256_slli_epi16(_mm256_srli_epi16(code, 7), 15);
+    const __m256i half = _mm256_or_si256(_mm256_slli_epi16(size, 7), sign);
+    const __mmask16 nan = _mm256_cmpeq_epi16_mask(size, _mm256_set1_epi16(127));
+    const __m512 value = _mm512_mul_ps(_mm512_cvtph_ps(half), _mm512_set1_ps(256));
+    return _mm512_mask_mov_ps(value, nan, _mm512_set1_ps(from_e4m3(127)));
+  } else {
+    const __m512i code = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, p));
+    const __m512i bits = _mm512_slli_epi32(code, 23);
+    return _mm512_castsi512_ps(_mm512_max_epu32(bits, _mm512_set1_epi32(0x00400000)));
   }
 }
 
-void prepare(const MatmulShape& s, const void* x, std::byte* to) {
-  auto* from = static_cast<const uint16_t*>(x);
-  auto* row = reinterpret_cast<uint16_t*>(to);
-  switch (bits_of(s)) {
-    case 2:
-      interleave<8>(from, s.k, row);
-      break;
-    case 4:
-      interleave<4>(from, s.k, row);
-      break;
-    case 8:
-      interleave<2>(from, s.k, row);
-      break;
-    default:
-      interleave<1>(from, s.k, row);
-  }
-  auto* sums = reinterpret_cast<float*>(row + row_elements(s));
-  std::fill_n(sums, (s.groups() + 15) / 16 * 16, 0.0f);
-  for (int64_t g = 0; g < s.groups(); ++g) {
-    __m512 total = _mm512_setzero_ps();
-    for (int64_t i = 0; i < s.format.group_size; i += 16) {
-      total = _mm512_add_ps(total, load_floats(from + g * s.format.group_size + i, 16));
-    }
-    sums[g] = _mm512_reduce_add_ps(total);
-  }
-}
-
-struct alignas(64) CodeTable {
+struct alignas(64) Lanes {
   uint16_t values[32];
 };
 
-/// bf16 of the low `Bits` bits of a 5-bit index, times `factor`; vpermw reads no other bits, so
-/// codes need no mask.
-template <int Bits>
-constexpr CodeTable make_codes(int factor) {
-  CodeTable table{};
+__m512i lanes(const Lanes& table) {
+  return _mm512_load_si512(table.values);
+}
+
+struct alignas(64) Bytes {
+  uint8_t values[64];
+};
+
+__m512i bytes(const Bytes& table) {
+  return _mm512_load_si512(table.values);
+}
+
+/// Lane i is lane 2 i + which of two vectors.
+constexpr Lanes make_every_second(int which) {
+  Lanes table{};
   for (int i = 0; i < 32; ++i) {
-    const auto value = static_cast<float>((i & ((1 << Bits) - 1)) * factor);
-    table.values[i] = static_cast<uint16_t>(std::bit_cast<uint32_t>(value) >> 16);
+    table.values[i] = static_cast<uint16_t>(2 * i + which);
   }
   return table;
 }
+constexpr Lanes even_lanes = make_every_second(0);
+constexpr Lanes odd_lanes = make_every_second(1);
 
-template <int Bits, int Factor = 1>
-constexpr CodeTable code_values = make_codes<Bits>(Factor);
-
-template <int Bits, int Factor = 1>
-__m512i code_table() {
-  return _mm512_load_si512(code_values<Bits, Factor>.values);
+/// Turns `Planes` vectors of consecutive elements into planes: plane c has elements c, c + Planes,
+/// and so on.
+template <int Planes>
+[[gnu::always_inline]] inline void to_planes(__m512i* v) {
+  if constexpr (Planes > 1) {
+    constexpr int half = Planes / 2;
+    __m512i even[half];
+    __m512i odd[half];
+    for (int i = 0; i < half; ++i) {
+      even[i] = _mm512_permutex2var_epi16(v[2 * i], lanes(even_lanes), v[2 * i + 1]);
+      odd[i] = _mm512_permutex2var_epi16(v[2 * i], lanes(odd_lanes), v[2 * i + 1]);
+    }
+    to_planes<half>(even);
+    to_planes<half>(odd);
+    for (int i = 0; i < half; ++i) {
+      v[2 * i] = even[i];
+      v[2 * i + 1] = odd[i];
+    }
+  }
 }
 
 __m512bh bf16(__m512i v) {
   return std::bit_cast<__m512bh>(v);
+}
+
+template <Code C>
+void prepare_as(const MatmulShape& s, const void* x, std::byte* to) {
+  constexpr int planes = planes_of(C);
+  auto* from = static_cast<const uint16_t*>(x);
+  auto* row = reinterpret_cast<uint16_t*>(to);
+  for (int64_t b = 0; b < s.k; b += 32 * planes) {
+    __m512i v[planes];
+    for (int c = 0; c < planes; ++c) {
+      const int64_t at = b + 32 * c;
+      v[c] = _mm512_maskz_loadu_epi16(first_halves(s.k - at), from + (at < s.k ? at : 0));
+    }
+    to_planes<planes>(v);
+    for (int c = 0; c < planes; ++c) {
+      _mm512_store_si512(row + b + 32 * c, v[c]);
+    }
+  }
+  if constexpr (is_affine(C)) {
+    auto* sums = reinterpret_cast<float*>(row + row_elements<C>(s));
+    const __m512bh one = bf16(_mm512_set1_epi16(0x3F80));
+    for (int64_t g = s.groups(); g < row_sums<C>(s); ++g) {
+      sums[g] = 0;
+    }
+    for (int64_t g = 0; g < s.groups(); ++g) {
+      __m512 total = _mm512_setzero_ps();
+      for (int64_t i = 0; i < s.format.group_size; i += 32) {
+        const __m512i values = _mm512_loadu_si512(from + g * s.format.group_size + i);
+        total = _mm512_dpbf16_ps(total, bf16(values), one);
+      }
+      sums[g] = _mm512_reduce_add_ps(total);
+    }
+  }
+}
+
+constexpr uint16_t short_of(float x) {
+  return static_cast<uint16_t>(std::bit_cast<uint32_t>(x) >> 16);
+}
+
+/// bf16 of codes from `first` on, times `factor`. Lookups read no more bits than they need, so that
+/// codes need no mask.
+template <Code C>
+constexpr Lanes make_values(int first, int factor) {
+  Lanes table{};
+  const int bits = std::min(C == Code::affine8 ? 4 : bits_of(C), 6);
+  for (int i = 0; i < 32; ++i) {
+    const int code = (first + i) & ((1 << bits) - 1);
+    table.values[i] = is_affine(C) ? short_of(static_cast<float>(code * factor))
+                                   : short_of(from_e2m1(static_cast<uint32_t>(code)));
+  }
+  return table;
+}
+template <Code C, int First = 0, int Factor = 1>
+constexpr Lanes values_of = make_values<C>(First, Factor);
+
+/// The lower or upper bytes of bf16 of e4m3 magnitudes from `first` on.
+constexpr Bytes make_e4m3(int first, int shift) {
+  Bytes table{};
+  for (int i = 0; i < 64; ++i) {
+    const auto code = static_cast<uint32_t>(first + i);
+    table.values[i] = static_cast<uint8_t>(short_of(from_e4m3(code)) >> shift);
+  }
+  return table;
+}
+template <int First, int Shift>
+constexpr Bytes e4m3_bytes = make_e4m3(First, Shift);
+
+/// Byte j of quarter-word q: the codes of q fill `bits * codes_in_byte` bytes, moved to its start.
+template <Code C>
+constexpr Bytes make_spread() {
+  Bytes table{};
+  for (int i = 0; i < 64; ++i) {
+    const int at = i / 8 * bits_of(C) * codes_in_byte(C) + i % 8;
+    table.values[i] = static_cast<uint8_t>(std::min(at, 63));
+  }
+  return table;
+}
+/// The bit of its 64 at which each byte of a spread vector begins.
+template <Code C>
+constexpr Bytes make_bit() {
+  Bytes table{};
+  for (int i = 0; i < 64; ++i) {
+    table.values[i] = static_cast<uint8_t>(i % 8 * bits_of(C) * codes_in_byte(C));
+  }
+  return table;
+}
+template <Code C>
+constexpr Bytes spread_of = make_spread<C>();
+template <Code C>
+constexpr Bytes bit_of = make_bit<C>();
+
+/// What a code needs in registers.
+template <Code C>
+struct Tables {
+  __m512i values[4] = {};
+  __m512i spread = {};
+  __m512i bit = {};
+
+  [[gnu::always_inline]] Tables() {
+    if constexpr (C == Code::mxfp8) {
+      values[0] = bytes(e4m3_bytes<0, 0>);
+      values[1] = bytes(e4m3_bytes<64, 0>);
+      values[2] = bytes(e4m3_bytes<0, 8>);
+      values[3] = bytes(e4m3_bytes<64, 8>);
+    } else if constexpr (C != Code::dense) {
+      values[0] = lanes(values_of<C>);
+    }
+    if constexpr (C == Code::affine6) {
+      values[1] = lanes(values_of<C, 32>);
+    } else if constexpr (C == Code::affine8) {
+      values[1] = lanes(values_of<C, 0, 16>);
+    }
+    if constexpr (is_spread(C)) {
+      spread = bytes(spread_of<C>);
+      bit = bytes(bit_of<C>);
+    }
+  }
+};
+
+/// 32 lanes of codes, of which a row has `left` more bytes; zero past its end.
+template <Code C>
+[[gnu::always_inline]] inline __m512i
+load_codes(const Tables<C>& tables, const uint8_t* p, int64_t left) {
+  __m512i v;
+  if (left >= 64) [[likely]] {
+    v = _mm512_loadu_si512(p);
+  } else {
+    v = _mm512_maskz_loadu_epi8(first_bytes(left), p);
+  }
+  if constexpr (is_spread(C)) {
+    v = _mm512_multishift_epi64_epi8(tables.bit, _mm512_permutexvar_epi8(tables.spread, v));
+  }
+  return v;
+}
+
+/// Where plane c's code begins in a 16-bit lane.
+constexpr unsigned shift_of(Code code, int c) {
+  const int in_byte = codes_in_byte(code);
+  return static_cast<unsigned>(
+      is_spread(code) ? c / in_byte * 8 + c % in_byte * bits_of(code) : c * bits_in(code));
+}
+
+__m512i shifted(__m512i v, unsigned by) {
+  return by ? _mm512_srli_epi16(v, by) : v;
+}
+
+/// bf16 of the planes of 32 lanes.
+template <Code C>
+[[gnu::always_inline]] inline void planes(const Tables<C>& tables, __m512i packed, __m512i* plane) {
+  if constexpr (C == Code::dense) {
+    plane[0] = packed;
+  } else if constexpr (C == Code::mxfp8) {
+    const __m512i sign = _mm512_and_si512(packed, _mm512_set1_epi8(-128));
+    const __m512i low = _mm512_permutex2var_epi8(tables.values[0], packed, tables.values[1]);
+    const __m512i high =
+        _mm512_or_si512(sign, _mm512_permutex2var_epi8(tables.values[2], packed, tables.values[3]));
+    constexpr __mmask64 upper = 0xAAAAAAAAAAAAAAAA;
+    plane[0] = _mm512_mask_mov_epi8(low, upper, _mm512_slli_epi16(high, 8));
+    plane[1] = _mm512_mask_mov_epi8(_mm512_srli_epi16(low, 8), upper, high);
+  } else if constexpr (C == Code::affine8) {
+    for (int c = 0; c < 2; ++c) {
+      const __m512i byte =
+          _mm512_and_si512(shifted(packed, static_cast<unsigned>(8 * c)), _mm512_set1_epi16(255));
+      const __m512i even =
+          _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_and_si512(byte, _mm512_set1_epi32(255))));
+      const __m512i odd = _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_srli_epi32(byte, 16)));
+      plane[c] = _mm512_or_si512(_mm512_srli_epi32(even, 16), odd);
+    }
+  } else {
+    for (int c = 0; c < planes_of(C); ++c) {
+      const __m512i index = shifted(packed, shift_of(C, c));
+      plane[c] = C == Code::affine6
+          ? _mm512_permutex2var_epi16(tables.values[0], index, tables.values[1])
+          : _mm512_permutexvar_epi16(index, tables.values[0]);
+    }
+  }
 }
 
 /// The group that each lane of word vector `vector` lies in, in a run of 16 groups of 2^words_log2
@@ -144,33 +360,33 @@ __m512i group_of_lane(int64_t vector, int words_log2) {
 }
 
 /// Codes of 16 words times the matching activations of M rows.
-template <int Bits, int M>
+template <Code C, int M>
 [[gnu::always_inline]] inline void dot_words(
+    const Tables<C>& tables,
     __m512i packed,
     const uint16_t* const* x,
     int64_t at,
-    __m512i low,
-    __m512i high,
     __m512* part) {
   for (int m = 0; m < M; ++m) {
     part[m] = _mm512_setzero_ps();
   }
-  if constexpr (Bits == dense) {
-    for (int m = 0; m < M; ++m) {
-      part[m] = _mm512_dpbf16_ps(part[m], bf16(packed), bf16(_mm512_load_si512(x[m] + at)));
+  if constexpr (C == Code::affine8) {
+    // An 8-bit code is two 4-bit ones, the upper times 16, that meet the same activation.
+    for (int i = 0; i < 4; ++i) {
+      const __m512i index = shifted(packed, static_cast<unsigned>(4 * i));
+      const __m512bh codes = bf16(_mm512_permutexvar_epi16(index, tables.values[i & 1]));
+      for (int m = 0; m < M; ++m) {
+        const __m512bh value = bf16(_mm512_load_si512(x[m] + at + i / 2 * 32));
+        part[m] = _mm512_dpbf16_ps(part[m], codes, value);
+      }
     }
   } else {
-    // An 8-bit code is two 4-bit ones, the upper times 16, that meet the same activation.
-    constexpr int step = Bits == 8 ? 4 : Bits;
-#pragma GCC unroll 8
-    for (int shift = 0; shift < 16; shift += step) {
-      const __m512i index =
-          shift ? _mm512_srli_epi16(packed, static_cast<unsigned>(shift)) : packed;
-      const bool upper = Bits == 8 && (shift & 4);
-      const __m512bh codes = bf16(_mm512_permutexvar_epi16(index, upper ? high : low));
+    __m512i plane[planes_of(C)];
+    planes<C>(tables, packed, plane);
+    for (int c = 0; c < planes_of(C); ++c) {
       for (int m = 0; m < M; ++m) {
-        const __m512bh value = bf16(_mm512_load_si512(x[m] + at + shift / Bits * 32));
-        part[m] = _mm512_dpbf16_ps(part[m], codes, value);
+        const __m512bh value = bf16(_mm512_load_si512(x[m] + at + c * 32));
+        part[m] = _mm512_dpbf16_ps(part[m], bf16(plane[c]), value);
       }
     }
   }
@@ -187,35 +403,29 @@ void fetch(const void* base, int64_t bytes) {
       reinterpret_cast<const char*>(reinterpret_cast<intptr_t>(base) + bytes), _MM_HINT_T0);
 }
 
-/// R weight rows times M rows of activations, codes used as they are decoded.
-template <int Bits, int R, int M>
+/// R weight rows, from row `j` on, times M rows of activations, codes used as they are decoded.
+template <Code C, int R, int M>
 void dot_few(
     const MatmulShape& s,
-    const uint8_t* codes,
-    const uint16_t* scales,
-    const uint16_t* biases,
+    const Weight& w,
+    int64_t j,
     const uint16_t* const* x,
     float* out,
     int64_t ld) {
-  constexpr int planes = planes_of(Bits);
-  const __m512i low = code_table<index_bits(Bits)>();
-  const __m512i high = code_table<4, 16>();
+  const Tables<C> tables;
   const int64_t row_bytes = s.row_bytes();
-  const int64_t groups = s.groups();
+  auto* codes = static_cast<const uint8_t*>(w.codes) + j * row_bytes;
   __m512 total[R][M];
   for (int r = 0; r < R; ++r) {
     for (int m = 0; m < M; ++m) {
       total[r][m] = _mm512_setzero_ps();
     }
   }
-  if constexpr (Bits == dense) {
+  if constexpr (C == Code::dense) {
     for (int64_t k = 0; k < s.k; k += 32) {
-      const int64_t left = s.k - k;
-      const auto mask =
-          left >= 32 ? __mmask32{0xffffffff} : static_cast<__mmask32>((1u << left) - 1);
       for (int r = 0; r < R; ++r) {
         fetch(codes, codes_ahead + k * 2 * R + r * 64);
-        const __m512i row = _mm512_maskz_loadu_epi16(mask, codes + r * row_bytes + k * 2);
+        const __m512i row = load_codes<C>(tables, codes + r * row_bytes + k * 2, row_bytes - k * 2);
         for (int m = 0; m < M; ++m) {
           const __m512bh value = bf16(_mm512_load_si512(x[m] + k));
           total[r][m] = _mm512_dpbf16_ps(total[r][m], bf16(row), value);
@@ -223,39 +433,51 @@ void dot_few(
       }
     }
   } else {
-    const int64_t words = row_bytes / 4;
-    const int64_t group_words = s.format.group_size * Bits / 32;
+    constexpr int64_t word_codes = 2 * planes_of(C);
+    constexpr int64_t size = is_affine(C) ? 2 : 1; // of a scale
+    const int64_t groups = s.groups();
+    auto* scales = static_cast<const std::byte*>(w.scales) + j * groups * size;
+    auto* biases = static_cast<const std::byte*>(w.biases) + (is_affine(C) ? j * groups * size : 0);
+    const int64_t words = s.k / word_codes;
+    const int64_t group_words = s.format.group_size / word_codes;
     const int words_log2 = std::countr_zero(static_cast<uint64_t>(group_words));
-    const int64_t sums = row_elements(s);
+    const int64_t sums = row_elements<C>(s);
+    int64_t ahead = codes_ahead;
     for (int64_t g = 0; g < groups; g += 16) {
       __m512 scale[R];
-      for (int64_t line = 0; line < R * 32; line += 64) {
-        fetch(scales, scales_ahead + g * 2 * R + line);
-        fetch(biases, scales_ahead + g * 2 * R + line);
+      for (int64_t line = 0; line < R * 16 * size; line += 64) {
+        fetch(scales, scales_ahead + g * size * R + line);
+        if constexpr (is_affine(C)) {
+          fetch(biases, scales_ahead + g * size * R + line);
+        }
       }
       for (int r = 0; r < R; ++r) {
-        scale[r] = load_floats(scales + r * groups + g, groups - g);
-        const __m512 bias = load_floats(biases + r * groups + g, groups - g);
-        for (int m = 0; m < M; ++m) {
-          const __m512 sum = _mm512_load_ps(reinterpret_cast<const float*>(x[m] + sums) + g);
-          total[r][m] = _mm512_fmadd_ps(bias, sum, total[r][m]);
+        const int64_t at = (r * groups + g) * size;
+        scale[r] = load_scales<C>(scales + at, groups - g);
+        if constexpr (is_affine(C)) {
+          const __m512 bias = load_scales<C>(biases + at, groups - g);
+          for (int m = 0; m < M; ++m) {
+            const __m512 sum = _mm512_load_ps(reinterpret_cast<const float*>(x[m] + sums) + g);
+            total[r][m] = _mm512_fmadd_ps(bias, sum, total[r][m]);
+          }
         }
       }
       const int64_t first = g * group_words;
       const int64_t last = std::min(words, first + 16 * group_words);
       for (int64_t word = first; word < last; word += 16) {
         const __m512i lane_group = group_of_lane((word - first) / 16, words_log2);
-        const __mmask16 mask = first_lanes(last - word);
+        const int64_t at = word / 16 * vector_bytes(C);
         for (int r = 0; r < R; ++r) {
-          fetch(codes, codes_ahead + word * 4 * R + r * 64);
-          const __m512i packed = _mm512_maskz_loadu_epi32(mask, codes + r * row_bytes + word * 4);
+          fetch(codes, ahead + r * vector_bytes(C));
+          const __m512i packed = load_codes<C>(tables, codes + r * row_bytes + at, row_bytes - at);
           __m512 part[M];
-          dot_words<Bits, M>(packed, x, word * 2 * planes, low, high, part);
+          dot_words<C, M>(tables, packed, x, word * word_codes, part);
           const __m512 lane_scale = _mm512_permutexvar_ps(lane_group, scale[r]);
           for (int m = 0; m < M; ++m) {
             total[r][m] = _mm512_fmadd_ps(part[m], lane_scale, total[r][m]);
           }
         }
+        ahead += R * vector_bytes(C);
       }
     }
   }
@@ -271,7 +493,7 @@ const uint16_t* row_of(const Rows& rows, size_t row_bytes, int64_t i) {
   return reinterpret_cast<const uint16_t*>(rows.prepared + at * row_bytes);
 }
 
-template <int Bits, int R, int M>
+template <Code C, int R, int M>
 void run_few(
     const MatmulShape& s,
     const Weight& w,
@@ -284,18 +506,12 @@ void run_few(
   for (int m = 0; m < M; ++m) {
     x[m] = row_of(rows, row_bytes, m);
   }
-  for (int64_t j = outputs.begin; j < outputs.end;) {
-    auto codes = static_cast<const uint8_t*>(w.codes) + j * s.row_bytes();
-    auto scales = static_cast<const uint16_t*>(w.scales) + j * s.groups();
-    auto biases = static_cast<const uint16_t*>(w.biases) + j * s.groups();
-    float* to = out + j - outputs.begin;
-    if (outputs.end - j >= R) {
-      dot_few<Bits, R, M>(s, codes, scales, biases, x, to, ld);
-      j += R;
-    } else {
-      dot_few<Bits, 1, M>(s, codes, scales, biases, x, to, ld);
-      j += 1;
-    }
+  int64_t j = outputs.begin;
+  for (; outputs.end - j >= R; j += R) {
+    dot_few<C, R, M>(s, w, j, x, out + j - outputs.begin, ld);
+  }
+  for (; j < outputs.end; ++j) {
+    dot_few<C, 1, M>(s, w, j, x, out + j - outputs.begin, ld);
   }
 }
 
@@ -304,8 +520,8 @@ void run_few(
 constexpr int64_t panel_outputs = 32;
 constexpr int64_t panel_bytes = 65536;
 
-constexpr int64_t panel_words(int bits) {
-  return panel_bytes / (panel_outputs * 4 * planes_of(bits));
+constexpr int64_t panel_words(Code code) {
+  return panel_bytes / (panel_outputs * 4 * planes_of(code));
 }
 
 /// Turns 16 rows of 16 words into 16 columns.
@@ -335,51 +551,34 @@ void transpose(__m512i* v) {
   std::copy_n(t, 16, v);
 }
 
-/// bf16 of plane c of 16-bit lanes.
-template <int Bits>
-__m512i plane(__m512i words, int c, __m512i table) {
-  if constexpr (Bits == dense) {
-    return words;
-  } else if constexpr (Bits == 8) {
-    const __m512i bytes = _mm512_and_si512(
-        _mm512_srli_epi16(words, static_cast<unsigned>(8 * c)), _mm512_set1_epi16(255));
-    const __m512i even =
-        _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_and_si512(bytes, _mm512_set1_epi32(255))));
-    const __m512i odd = _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_srli_epi32(bytes, 16)));
-    return _mm512_or_si512(_mm512_srli_epi32(even, 16), odd);
-  } else {
-    return _mm512_permutexvar_epi16(
-        _mm512_srli_epi16(words, static_cast<unsigned>(Bits * c)), table);
-  }
-}
-
 /// Decodes words [begin, end) of `height` rows; begin is a multiple of 16, missing rows and words
 /// become zero.
-template <int Bits>
+template <Code C>
 void fill_panel(
     const MatmulShape& s,
     const uint8_t* codes,
     int64_t height,
     Range words,
     std::byte* panel) {
-  constexpr int planes = planes_of(Bits);
-  const __m512i table = code_table<index_bits(Bits)>();
+  constexpr int count = planes_of(C);
+  const Tables<C> tables;
   const int64_t row_bytes = s.row_bytes();
   for (int64_t word = words.begin; word < words.end; word += 16) {
-    const int64_t left = row_bytes / 2 - word * 2;
-    const auto mask = left >= 32 ? __mmask32{0xffffffff} : static_cast<__mmask32>((1u << left) - 1);
+    const int64_t at = word / 16 * vector_bytes(C);
     for (int64_t half = 0; half < 2; ++half) {
       __m512i v[16];
       for (int64_t i = 0; i < 16; ++i) {
         const int64_t row = half * 16 + i;
-        v[i] = row < height ? _mm512_maskz_loadu_epi16(mask, codes + row * row_bytes + word * 4)
+        v[i] = row < height ? load_codes<C>(tables, codes + row * row_bytes + at, row_bytes - at)
                             : _mm512_setzero_si512();
       }
       transpose(v);
-      std::byte* to = panel + (word - words.begin) * planes * 128 + half * 64;
+      std::byte* to = panel + (word - words.begin) * count * 128 + half * 64;
       for (int i = 0; i < 16; ++i) {
-        for (int c = 0; c < planes; ++c) {
-          _mm512_store_si512(to, plane<Bits>(v[i], c, table));
+        __m512i plane[count];
+        planes<C>(tables, v[i], plane);
+        for (int c = 0; c < count; ++c) {
+          _mm512_store_si512(to, plane[c]);
           to += 128;
         }
       }
@@ -388,15 +587,18 @@ void fill_panel(
 }
 
 /// Scales or biases of groups [begin, end) of `height` rows, transposed to floats [group][32].
-void fill_scales(const uint16_t* from, int64_t stride, int64_t height, Range groups, float* to) {
+template <Code C>
+void fill_scales(const std::byte* from, int64_t stride, int64_t height, Range groups, float* to) {
+  constexpr int64_t size = is_affine(C) ? 2 : 1;
   for (int64_t g = groups.begin; g < groups.end; g += 16) {
     const int64_t count = std::min<int64_t>(16, groups.end - g);
     for (int64_t half = 0; half < 2; ++half) {
       __m512i v[16];
       for (int64_t i = 0; i < 16; ++i) {
         const int64_t row = half * 16 + i;
-        v[i] = row < height ? _mm512_castps_si512(load_floats(from + row * stride + g, count))
-                            : _mm512_setzero_si512();
+        v[i] = row < height
+            ? _mm512_castps_si512(load_scales<C>(from + (row * stride + g) * size, count))
+            : _mm512_setzero_si512();
       }
       transpose(v);
       for (int64_t i = 0; i < count; ++i) {
@@ -417,7 +619,7 @@ struct Panel {
 };
 
 /// M rows of activations times a panel, added to out (or stored, by the first panel).
-template <int Bits, int M>
+template <Code C, int M>
 void multiply(
     const Panel& p,
     const uint16_t* const* x,
@@ -426,7 +628,7 @@ void multiply(
     __mmask16 keep1,
     float* out,
     int64_t ld) {
-  constexpr int planes = planes_of(Bits);
+  constexpr int planes = planes_of(C);
   const std::byte* codes = p.codes;
   int64_t group = 0;
   for (int64_t begin = p.words.begin; begin < p.words.end; begin += p.group_words, ++group) {
@@ -458,16 +660,18 @@ void multiply(
       float* to = out + m * ld;
       __m512 t0 = fresh ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(keep0, to);
       __m512 t1 = fresh ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(keep1, to + 16);
-      if constexpr (Bits == dense) {
+      if constexpr (C == Code::dense) {
         t0 = _mm512_add_ps(t0, part[m][0]);
         t1 = _mm512_add_ps(t1, part[m][1]);
       } else {
         const float* scales = p.scales + group * panel_outputs;
+        t0 = _mm512_fmadd_ps(part[m][0], _mm512_load_ps(scales), t0);
+        t1 = _mm512_fmadd_ps(part[m][1], _mm512_load_ps(scales + 16), t1);
+      }
+      if constexpr (is_affine(C)) {
         const float* biases = p.biases + group * panel_outputs;
         const float* sums = reinterpret_cast<const float*>(x[m] + p.sums);
         const __m512 sum = _mm512_set1_ps(sums[p.first_group + group]);
-        t0 = _mm512_fmadd_ps(part[m][0], _mm512_load_ps(scales), t0);
-        t1 = _mm512_fmadd_ps(part[m][1], _mm512_load_ps(scales + 16), t1);
         t0 = _mm512_fmadd_ps(sum, _mm512_load_ps(biases), t0);
         t1 = _mm512_fmadd_ps(sum, _mm512_load_ps(biases + 16), t1);
       }
@@ -479,7 +683,7 @@ void multiply(
 
 constexpr int tall = 12; // rows of one multiply: 24 accumulators
 
-template <int Bits, int M>
+template <Code C, int M>
 void multiply_up_to(
     int64_t count,
     const Panel& p,
@@ -490,13 +694,13 @@ void multiply_up_to(
     float* out,
     int64_t ld) {
   if (count == M) {
-    multiply<Bits, M>(p, x, first, keep0, keep1, out, ld);
+    multiply<C, M>(p, x, first, keep0, keep1, out, ld);
   } else if constexpr (M > 1) {
-    multiply_up_to<Bits, M - 1>(count, p, x, first, keep0, keep1, out, ld);
+    multiply_up_to<C, M - 1>(count, p, x, first, keep0, keep1, out, ld);
   }
 }
 
-template <int Bits>
+template <Code C>
 void run_panels(
     const MatmulShape& s,
     const Weight& w,
@@ -505,24 +709,29 @@ void run_panels(
     size_t row_bytes,
     float* out,
     int64_t ld) {
+  constexpr int64_t word_codes = 2 * planes_of(C);
   alignas(64) std::byte codes[panel_bytes];
-  alignas(64) float scales[panel_words(Bits) / 2 * panel_outputs];
-  alignas(64) float biases[panel_words(Bits) / 2 * panel_outputs];
-  const int64_t words = (s.row_bytes() + 3) / 4;
-  const int64_t group_words = s.format.bits ? s.format.group_size * Bits / 32 : 0;
+  alignas(64) float scales[panel_words(C) / 2 * panel_outputs];
+  alignas(64) float biases[is_affine(C) ? panel_words(C) / 2 * panel_outputs : 1];
+  const int64_t words = (s.k + word_codes - 1) / word_codes;
+  const int64_t group_words = s.format.group_size / word_codes;
   for (int64_t j = outputs.begin; j < outputs.end; j += panel_outputs) {
     const int64_t height = std::min(panel_outputs, outputs.end - j);
-    for (int64_t begin = 0; begin < words; begin += panel_words(Bits)) {
-      const Range part{begin, std::min(begin + panel_words(Bits), words)};
+    for (int64_t begin = 0; begin < words; begin += panel_words(C)) {
+      const Range part{begin, std::min(begin + panel_words(C), words)};
       auto* from = static_cast<const uint8_t*>(w.codes) + j * s.row_bytes();
-      fill_panel<Bits>(s, from, height, part, codes);
-      Panel panel{codes, scales, biases, part, part.end - part.begin, 0, row_elements(s)};
-      if (s.format.bits) {
+      fill_panel<C>(s, from, height, part, codes);
+      Panel panel{codes, scales, biases, part, part.end - part.begin, 0, row_elements<C>(s)};
+      if constexpr (C != Code::dense) {
         const Range groups{part.begin / group_words, part.end / group_words};
-        auto* row_scales = static_cast<const uint16_t*>(w.scales) + j * s.groups();
-        auto* row_biases = static_cast<const uint16_t*>(w.biases) + j * s.groups();
-        fill_scales(row_scales, s.groups(), height, groups, scales);
-        fill_scales(row_biases, s.groups(), height, groups, biases);
+        auto fill = [&](const void* all, float* to) {
+          auto* rows_from_j = static_cast<const std::byte*>(all) + j * s.groups() * s.scale_bytes();
+          fill_scales<C>(rows_from_j, s.groups(), height, groups, to);
+        };
+        fill(w.scales, scales);
+        if constexpr (is_affine(C)) {
+          fill(w.biases, biases);
+        }
         panel.group_words = group_words;
         panel.first_group = groups.begin;
       }
@@ -538,14 +747,14 @@ void run_panels(
           x[m] = row_of(rows, row_bytes, i + m);
         }
         float* to = out + i * ld + j - outputs.begin;
-        multiply_up_to<Bits, tall>(count, panel, x, begin == 0, keep0, keep1, to, ld);
+        multiply_up_to<C, tall>(count, panel, x, begin == 0, keep0, keep1, to, ld);
         i += count;
       }
     }
   }
 }
 
-template <int Bits>
+template <Code C>
 void run_as(
     const MatmulShape& s,
     const Weight& w,
@@ -558,20 +767,56 @@ void run_as(
     case 0:
       return;
     case 1:
-      return run_few<Bits, 4, 1>(s, w, outputs, rows, row_bytes, out, ld);
+      return run_few<C, 4, 1>(s, w, outputs, rows, row_bytes, out, ld);
     case 2:
-      return run_few<Bits, 4, 2>(s, w, outputs, rows, row_bytes, out, ld);
+      return run_few<C, 4, 2>(s, w, outputs, rows, row_bytes, out, ld);
     case 3:
-      return run_few<Bits, 2, 3>(s, w, outputs, rows, row_bytes, out, ld);
+      return run_few<C, 2, 3>(s, w, outputs, rows, row_bytes, out, ld);
     case 4:
-      return run_few<Bits, 2, 4>(s, w, outputs, rows, row_bytes, out, ld);
+      return run_few<C, 2, 4>(s, w, outputs, rows, row_bytes, out, ld);
     case 5:
-      return run_few<Bits, 2, 5>(s, w, outputs, rows, row_bytes, out, ld);
+      return run_few<C, 2, 5>(s, w, outputs, rows, row_bytes, out, ld);
     case 6:
-      return run_few<Bits, 2, 6>(s, w, outputs, rows, row_bytes, out, ld);
+      return run_few<C, 2, 6>(s, w, outputs, rows, row_bytes, out, ld);
     default:
-      return run_panels<Bits>(s, w, outputs, rows, row_bytes, out, ld);
+      return run_panels<C>(s, w, outputs, rows, row_bytes, out, ld);
   }
+}
+
+/// The functions for each Code, in its order.
+struct Functions {
+  decltype(&prepared_bytes_as<Code::dense>) prepared_bytes;
+  decltype(&prepare_as<Code::dense>) prepare;
+  decltype(&run_as<Code::dense>) run;
+};
+
+template <Code... C>
+constexpr std::array<Functions, sizeof...(C)> functions_of() {
+  return {Functions{prepared_bytes_as<C>, prepare_as<C>, run_as<C>}...};
+}
+
+const Functions& functions(const MatmulShape& s) {
+  using enum Code;
+  static constexpr auto all = functions_of<
+      dense,
+      affine2,
+      affine3,
+      affine4,
+      affine5,
+      affine6,
+      affine8,
+      mxfp4,
+      mxfp8,
+      nvfp4>();
+  return all[static_cast<size_t>(code_of(s.format))];
+}
+
+size_t prepared_bytes(const MatmulShape& s) {
+  return functions(s).prepared_bytes(s);
+}
+
+void prepare(const MatmulShape& s, const void* x, std::byte* to) {
+  functions(s).prepare(s, x, to);
 }
 
 void run(
@@ -582,16 +827,7 @@ void run(
     size_t row_bytes,
     float* out,
     int64_t ld) {
-  switch (s.format.bits) {
-    case 2:
-      return run_as<2>(s, w, outputs, rows, row_bytes, out, ld);
-    case 4:
-      return run_as<4>(s, w, outputs, rows, row_bytes, out, ld);
-    case 8:
-      return run_as<8>(s, w, outputs, rows, row_bytes, out, ld);
-    default:
-      return run_as<dense>(s, w, outputs, rows, row_bytes, out, ld);
-  }
+  functions(s).run(s, w, outputs, rows, row_bytes, out, ld);
 }
 
 } // namespace
@@ -599,14 +835,9 @@ void run(
 const MatmulKernels* bf16_matmul() {
   static const bool here = __builtin_cpu_supports("avx512bf16") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq");
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vbmi");
   static const MatmulKernels kernels{"AVX512_BF16", prepared_bytes, prepare, run};
   return here ? &kernels : nullptr;
-}
-
-bool bf16_matmul_supports(const MatmulShape& s) {
-  const int bits = s.format.bits;
-  return s.dtype == Dtype::bf16 && (bits == 0 || bits == 2 || bits == 4 || bits == 8);
 }
 
 } // namespace zmlx::cpu
@@ -617,10 +848,6 @@ namespace zmlx::cpu {
 
 const MatmulKernels* bf16_matmul() {
   return nullptr;
-}
-
-bool bf16_matmul_supports(const MatmulShape&) {
-  return false;
 }
 
 } // namespace zmlx::cpu

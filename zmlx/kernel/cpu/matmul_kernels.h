@@ -2,11 +2,48 @@
 // set.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "zmlx/kernel/cpu/matmul.h"
 
 namespace zmlx::cpu {
+
+/// What one template of a kernel is made for.
+enum class Code {
+  dense,
+  affine2,
+  affine3,
+  affine4,
+  affine5,
+  affine6,
+  affine8,
+  mxfp4,
+  mxfp8,
+  nvfp4
+};
+
+constexpr int bits_of(Code code) {
+  constexpr int bits[] = {0, 2, 3, 4, 5, 6, 8, 4, 8, 4};
+  return bits[static_cast<int>(code)];
+}
+
+constexpr bool is_affine(Code code) {
+  return code >= Code::affine2 && code <= Code::affine8;
+}
+
+inline Code code_of(WeightFormat format) {
+  switch (format.mode) {
+    case Quantisation::mxfp4:
+      return Code::mxfp4;
+    case Quantisation::mxfp8:
+      return Code::mxfp8;
+    case Quantisation::nvfp4:
+      return Code::nvfp4;
+    default:
+      return format.bits == 8 ? Code::affine8 : Code{std::max(format.bits - 1, 0)};
+  }
+}
 
 struct MatmulShape {
   Dtype dtype;
@@ -19,6 +56,9 @@ struct MatmulShape {
   /// Bytes of one weight row's codes, or of its elements when dense.
   int64_t row_bytes() const {
     return format.bits ? k * format.bits / 8 : k * static_cast<int64_t>(size_of(dtype));
+  }
+  int64_t scale_bytes() const {
+    return format.has_biases() ? static_cast<int64_t>(size_of(dtype)) : 1;
   }
 };
 
@@ -41,9 +81,8 @@ struct MatmulKernels {
 const MatmulKernels* portable_matmul();
 /// The same for each instruction set of this CPU, for tests. Not while other threads compute.
 std::vector<const MatmulKernels*> portable_matmuls();
-/// bf16 dot products, for bf16 activations and weights that are dense or of 2, 4 or 8 bits; nullptr
-/// where the CPU or the build has none.
+/// bf16 dot products, for bf16 activations and every weight format; nullptr where the CPU or the
+/// build has none.
 const MatmulKernels* bf16_matmul();
-bool bf16_matmul_supports(const MatmulShape& shape);
 
 } // namespace zmlx::cpu

@@ -9,16 +9,20 @@
 #include "hwy/highway.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
+#include <array>
 
 #include "zmlx/kernel/cpu/matmul_kernels.h"
+#include "zmlx/kernel/cpu/minifloat.h"
 #include "zmlx/kernel/cpu/simd_math-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace zmlx::HWY_NAMESPACE {
 namespace {
 
+using cpu::bits_of;
+using cpu::Code;
+using cpu::code_of;
+using cpu::is_affine;
 using cpu::MatmulKernels;
 using cpu::MatmulShape;
 using cpu::Rows;
@@ -27,26 +31,35 @@ using U32 = hn::Rebind<uint32_t, F32>;
 
 constexpr int64_t tile_outputs = 8; // weight rows decoded together
 constexpr int64_t tile_bytes = 65536;
-constexpr int few_rows = 4; // up to here weights are used while they are decoded
 
 int64_t round_up(int64_t n, int64_t step) {
   return (n + step - 1) / step * step;
 }
 
-/// Codes per 32-bit word, where a word holds whole codes; otherwise elements are taken one by one.
-int planes(const MatmulShape& s) {
-  return s.format.bits == 2 || s.format.bits == 4 || s.format.bits == 8 ? 32 / s.format.bits : 1;
+/// Whole 32-bit words that hold whole codes: a lane takes one such unit.
+constexpr int unit_words(Code code) {
+  return code == Code::affine3 || code == Code::affine5 || code == Code::affine6 ? bits_of(code)
+                                                                                 : 1;
+}
+
+/// Codes of a unit, each in its own plane.
+constexpr int planes_of(Code code) {
+  return code == Code::dense ? 1 : unit_words(code) * 32 / bits_of(code);
 }
 
 /// Floats of one prepared row before its group sums. Block b, plane c, lane i holds element (b *
-/// lanes + i) * planes + c: what one word vector yields, shift by shift.
+/// lanes + i) * planes + c: what one vector of units yields, code by code.
 int64_t row_floats(const MatmulShape& s) {
-  return round_up(s.k, planes(s) * static_cast<int64_t>(lanes()));
+  return round_up(s.k, planes_of(code_of(s.format)) * static_cast<int64_t>(lanes()));
+}
+
+/// Group sums, for biases, and floats that fill a vector.
+int64_t row_sums(const MatmulShape& s) {
+  return s.format.has_biases() ? round_up(s.groups(), static_cast<int64_t>(lanes())) : 0;
 }
 
 size_t prepared_bytes(const MatmulShape& s) {
-  int64_t sums = round_up(s.groups(), static_cast<int64_t>(lanes()));
-  const int64_t bytes = round_up((row_floats(s) + sums) * 4, 64);
+  const int64_t bytes = round_up((row_floats(s) + row_sums(s)) * 4, 64);
   // Rows a multiple of 4096 bytes apart would all meet in the same cache sets.
   return static_cast<size_t>(bytes % 4096 ? bytes : bytes + 64);
 }
@@ -54,21 +67,25 @@ size_t prepared_bytes(const MatmulShape& s) {
 template <typename T>
 void prepare_row(const MatmulShape& s, const T* x, float* to) {
   const int64_t step = static_cast<int64_t>(lanes());
-  const int64_t block = step * planes(s);
+  const int64_t planes = planes_of(code_of(s.format));
+  const int64_t block = step * planes;
   float natural[32 * hn::MaxLanes(F32())];
   for (int64_t k = 0; k < row_floats(s); k += block) {
     for (int64_t i = 0; i < block; i += step) {
       const int64_t left = std::max<int64_t>(s.k - k - i, 0);
       store(load_some(x + (left ? k + i : 0), static_cast<size_t>(left)), natural + i);
     }
-    for (int64_t c = 0; c < planes(s); ++c) {
+    for (int64_t c = 0; c < planes; ++c) {
       for (int64_t i = 0; i < step; ++i) {
-        to[k + c * step + i] = natural[i * planes(s) + c];
+        to[k + c * step + i] = natural[i * planes + c];
       }
     }
   }
+  if (!s.format.has_biases()) {
+    return;
+  }
   float* sums = to + row_floats(s);
-  std::fill_n(sums, round_up(s.groups(), step), 0.0f);
+  std::fill_n(sums, row_sums(s), 0.0f);
   for (int64_t g = 0; g < s.groups(); ++g) {
     Floats total = hn::Zero(F32());
     for (int64_t i = 0; i < s.format.group_size; i += step) {
@@ -78,28 +95,133 @@ void prepare_row(const MatmulShape& s, const T* x, float* to) {
   }
 }
 
-/// Floats of codes bits * c ... of each word.
-template <int Bits>
-HWY_INLINE Floats codes_of(hn::Vec<U32> words, int c) {
-  const hn::Rebind<int32_t, F32> di;
-  auto bits = hn::And(hn::ShiftRightSame(words, c * Bits), hn::Set(U32(), (1u << Bits) - 1));
-  return hn::ConvertTo(F32(), hn::BitCast(di, bits));
+/// Floats with `Mantissa` bits at the bottom and the smallest normal number 2^Lowest, without sign.
+template <int Mantissa, int Lowest>
+HWY_INLINE Floats magnitude_of(hn::Vec<U32> bits) {
+  // As if every code had an implicit one; those that have none then give half their value too much.
+  constexpr auto exponent = static_cast<uint32_t>(Lowest - 1 + 127) << 23;
+  const auto wide = hn::Add(hn::ShiftLeft<23 - Mantissa>(bits), hn::Set(U32(), exponent));
+  const Floats value = hn::BitCast(F32(), wide);
+  const Floats least = hn::Set(F32(), cpu::power_of_two(Lowest));
+  const Floats small = hn::Sub(hn::Add(value, value), least);
+  return hn::IfThenElse(hn::Lt(value, least), small, value);
 }
 
-HWY_INLINE hn::Vec<U32> load_words(const uint32_t* p, int64_t left) {
-  if (HWY_LIKELY(left >= static_cast<int64_t>(lanes()))) {
-    return hn::LoadU(U32(), p);
+/// `value` with the sign that bit Bit of `code` says.
+template <int Bit>
+HWY_INLINE Floats with_sign(Floats value, hn::Vec<U32> code) {
+  const auto sign = hn::And(hn::ShiftLeft<31 - Bit>(code), hn::Set(U32(), 0x80000000u));
+  return hn::Or(value, hn::BitCast(F32(), sign));
+}
+
+HWY_INLINE Floats from_e4m3(hn::Vec<U32> code) {
+  const auto size = hn::And(code, hn::Set(U32(), 127u));
+  const Floats nan = hn::Set(F32(), cpu::from_e4m3(127));
+  const auto is_nan = hn::RebindMask(F32(), hn::Eq(size, hn::Set(U32(), 127u)));
+  return with_sign<7>(hn::IfThenElse(is_nan, nan, magnitude_of<3, -6>(size)), code);
+}
+
+HWY_ALIGN constexpr float e2m1[16] =
+    {0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6};
+
+/// Bits above the lowest four do not matter.
+template <typename D>
+HWY_INLINE Floats from_e2m1(D d, hn::Vec<U32> code) {
+  const hn::Rebind<int32_t, F32> di;
+  const auto size = hn::And(code, hn::Set(U32(), hn::MaxLanes(d) >= 16 ? 15u : 7u));
+  if constexpr (hn::MaxLanes(d) >= 16) {
+    return hn::TableLookupLanes(hn::LoadU(d, e2m1), hn::IndicesFromVec(d, hn::BitCast(di, size)));
+  } else if constexpr (hn::MaxLanes(d) == 8) {
+    const auto index = hn::IndicesFromVec(d, hn::BitCast(di, size));
+    return with_sign<3>(hn::TableLookupLanes(hn::LoadU(d, e2m1), index), code);
+  } else {
+    return with_sign<3>(magnitude_of<1, 0>(size), code);
   }
-  HWY_ALIGN uint32_t part[hn::MaxLanes(U32())] = {};
-  std::copy_n(p, std::max<int64_t>(left, 0), part);
-  return hn::Load(U32(), part);
 }
 
-/// For each lane of word vector `vector` in a run of lanes() groups, the group it lies in.
-HWY_INLINE auto group_of_lane(int64_t vector, int words_log2) {
+/// Code c of units, as a float.
+template <Code C>
+HWY_INLINE Floats value_of(const hn::Vec<U32>* words, int c) {
+  constexpr int bits = bits_of(C);
+  const int word = c * bits / 32;
+  const int shift = c * bits % 32;
+  auto code = hn::ShiftRightSame(words[word], shift);
+  if (shift + bits > 32) {
+    code = hn::Or(code, hn::ShiftLeftSame(words[word + 1], 32 - shift));
+  }
+  if constexpr (C == Code::mxfp4 || C == Code::nvfp4) {
+    return from_e2m1(F32(), code);
+  } else if constexpr (C == Code::mxfp8) {
+    return from_e4m3(code);
+  } else {
+    const auto whole = hn::And(code, hn::Set(U32(), (1u << bits) - 1));
+    return hn::ConvertTo(F32(), hn::BitCast(hn::Rebind<int32_t, F32>(), whole));
+  }
+}
+
+/// A unit a lane, from number `unit` of a row of `units`; zero past its end.
+template <Code C>
+HWY_INLINE void load_units(const uint32_t* row, int64_t unit, int64_t units, hn::Vec<U32>* words) {
+  constexpr int n = unit_words(C);
+  const int64_t step = static_cast<int64_t>(lanes());
+  const uint32_t* from = row + unit * n;
+  HWY_ALIGN uint32_t part[n * hn::MaxLanes(U32())];
+  if (HWY_UNLIKELY(units - unit < step)) {
+    std::fill_n(part, n * step, 0u);
+    std::copy_n(from, std::max<int64_t>(units - unit, 0) * n, part);
+    from = part;
+  }
+  if constexpr (n == 1) {
+    words[0] = hn::LoadU(U32(), from);
+  } else {
+    const hn::Rebind<int32_t, F32> di;
+    const auto at = hn::Mul(hn::Iota(di, 0), hn::Set(di, n));
+    for (int i = 0; i < n; ++i) {
+      words[i] = hn::GatherIndex(U32(), from + i, at);
+    }
+  }
+}
+
+/// One byte a lane, `left` of them.
+HWY_INLINE hn::Vec<U32> load_bytes(const uint8_t* p, int64_t left) {
+  const hn::Rebind<uint8_t, F32> db;
+  if (HWY_LIKELY(left >= static_cast<int64_t>(lanes()))) {
+    return hn::PromoteTo(U32(), hn::LoadU(db, p));
+  }
+  HWY_ALIGN uint8_t part[hn::MaxLanes(U32())] = {};
+  std::copy_n(p, std::max<int64_t>(left, 0), part);
+  return hn::PromoteTo(U32(), hn::LoadU(db, part));
+}
+
+/// Scales or biases of lanes() groups, of which `left` are there; affine ones have type `dtype`.
+template <Code C>
+HWY_INLINE Floats load_scales(Dtype dtype, const std::byte* p, int64_t left) {
+  if constexpr (is_affine(C)) {
+    const auto n = static_cast<size_t>(std::max<int64_t>(left, 0));
+    switch (dtype) {
+      case Dtype::f16:
+        return load_some(reinterpret_cast<const hwy::float16_t*>(p), n);
+      case Dtype::bf16:
+        return load_some(reinterpret_cast<const hwy::bfloat16_t*>(p), n);
+      default:
+        return load_some(reinterpret_cast<const float*>(p), n);
+    }
+  } else {
+    const auto code = load_bytes(reinterpret_cast<const uint8_t*>(p), left);
+    if constexpr (C == Code::nvfp4) {
+      return from_e4m3(code);
+    } else {
+      const auto least = hn::Set(U32(), 0x00400000u);
+      return hn::BitCast(F32(), hn::Max(hn::ShiftLeft<23>(code), least));
+    }
+  }
+}
+
+/// For each lane of unit vector `vector` in a run of lanes() groups, the group it lies in.
+HWY_INLINE auto group_of_lane(int64_t vector, int units_log2) {
   const hn::Rebind<int32_t, F32> di;
-  auto word = hn::Iota(di, static_cast<int32_t>(vector * static_cast<int64_t>(lanes())));
-  return hn::IndicesFromVec(F32(), hn::ShiftRightSame(word, words_log2));
+  auto unit = hn::Iota(di, static_cast<int32_t>(vector * static_cast<int64_t>(lanes())));
+  return hn::IndicesFromVec(F32(), hn::ShiftRightSame(unit, units_log2));
 }
 
 // Bytes ahead that weights are fetched. Rows are read side by side, which hardware prefetchers do
@@ -115,23 +237,42 @@ HWY_INLINE void fetch(const void* base, int64_t at, int64_t size) {
   }
 }
 
-/// R weight rows times M rows of activations, codes used as they are decoded.
-template <typename T, int Bits, int R, int M>
+/// Where a row's codes, scales and biases are, and how they are grouped.
+template <Code C>
+struct Row {
+  const uint32_t* codes;
+  const std::byte* scales;
+  const std::byte* biases;
+
+  Row(const MatmulShape& s, const Weight& w, int64_t row) {
+    const int64_t at = row * s.groups() * s.scale_bytes();
+    codes = reinterpret_cast<const uint32_t*>(
+        static_cast<const std::byte*>(w.codes) + row * s.row_bytes());
+    scales = static_cast<const std::byte*>(w.scales) + at;
+    biases = is_affine(C) ? static_cast<const std::byte*>(w.biases) + at : nullptr;
+  }
+};
+
+/// R weight rows, from row `j` on, times M rows of activations, codes used as they are decoded.
+template <Code C, int R, int M>
 void dot_few(
     const MatmulShape& s,
-    const uint8_t* codes,
-    const T* scales,
-    const T* biases,
+    const Weight& w,
+    int64_t j,
     const float* const* x,
     float* out,
     int64_t ld) {
-  constexpr int word_codes = 32 / Bits;
+  constexpr int planes = planes_of(C);
+  constexpr int64_t unit_bytes = unit_words(C) * 4;
+  const int64_t size = s.scale_bytes();
   const int64_t step = static_cast<int64_t>(lanes());
   const int64_t groups = s.groups();
-  const int64_t words = s.k / word_codes;
-  const int64_t group_words = s.format.group_size / word_codes;
-  const int words_log2 = __builtin_ctzll(static_cast<uint64_t>(group_words));
+  const int64_t units = s.k / planes;
+  const int64_t row_words = units * unit_words(C);
+  const int64_t group_units = s.format.group_size / planes;
+  const int units_log2 = __builtin_ctzll(static_cast<uint64_t>(group_units));
   const int64_t sums = row_floats(s);
+  const Row<C> row(s, w, j);
   Floats total[R][M];
   for (int r = 0; r < R; ++r) {
     for (int m = 0; m < M; ++m) {
@@ -140,36 +281,40 @@ void dot_few(
   }
   for (int64_t g = 0; g < groups; g += step) {
     Floats scale[R];
-    const int64_t scale_bytes = R * step * static_cast<int64_t>(sizeof(T));
-    fetch(scales, scales_ahead + g / step * scale_bytes, scale_bytes);
-    fetch(biases, scales_ahead + g / step * scale_bytes, scale_bytes);
+    fetch(row.scales, scales_ahead + g * size * R, R * step * size);
+    if constexpr (is_affine(C)) {
+      fetch(row.biases, scales_ahead + g * size * R, R * step * size);
+    }
     for (int r = 0; r < R; ++r) {
-      scale[r] = load_some(scales + r * groups + g, static_cast<size_t>(groups - g));
-      Floats bias = load_some(biases + r * groups + g, static_cast<size_t>(groups - g));
-      for (int m = 0; m < M; ++m) {
-        total[r][m] = hn::MulAdd(bias, load(x[m] + sums + g), total[r][m]);
+      const int64_t at = (r * groups + g) * size;
+      scale[r] = load_scales<C>(s.dtype, row.scales + at, groups - g);
+      if constexpr (is_affine(C)) {
+        const Floats bias = load_scales<C>(s.dtype, row.biases + at, groups - g);
+        for (int m = 0; m < M; ++m) {
+          total[r][m] = hn::MulAdd(bias, load(x[m] + sums + g), total[r][m]);
+        }
       }
     }
-    const int64_t first = g * group_words;
-    const int64_t last = std::min(words, (g + step) * group_words);
-    for (int64_t word = first; word < last; word += step) {
-      const auto lane_group = group_of_lane((word - first) / step, words_log2);
-      fetch(codes, codes_ahead + word * 4 * R, step * 4 * R);
+    const int64_t first = g * group_units;
+    const int64_t last = std::min(units, (g + step) * group_units);
+    for (int64_t unit = first; unit < last; unit += step) {
+      const auto lane_group = group_of_lane((unit - first) / step, units_log2);
+      fetch(row.codes, codes_ahead + unit * unit_bytes * R, step * unit_bytes * R);
       for (int r = 0; r < R; ++r) {
-        auto row = reinterpret_cast<const uint32_t*>(codes + r * s.row_bytes());
-        auto packed = load_words(row + word, words - word);
+        hn::Vec<U32> packed[unit_words(C)];
+        load_units<C>(row.codes + r * row_words, unit, units, packed);
         Floats part[M];
         for (int m = 0; m < M; ++m) {
           part[m] = hn::Zero(F32());
         }
-        HWY_UNROLL(16)
-        for (int c = 0; c < word_codes; ++c) {
-          Floats code = codes_of<Bits>(packed, c);
+        HWY_UNROLL(32)
+        for (int c = 0; c < planes; ++c) {
+          const Floats code = value_of<C>(packed, c);
           for (int m = 0; m < M; ++m) {
-            part[m] = hn::MulAdd(code, load(x[m] + word * word_codes + c * step), part[m]);
+            part[m] = hn::MulAdd(code, load(x[m] + unit * planes + c * step), part[m]);
           }
         }
-        Floats lane_scale = hn::TableLookupLanes(scale[r], lane_group);
+        const Floats lane_scale = hn::TableLookupLanes(scale[r], lane_group);
         for (int m = 0; m < M; ++m) {
           total[r][m] = hn::MulAdd(part[m], lane_scale, total[r][m]);
         }
@@ -183,67 +328,44 @@ void dot_few(
   }
 }
 
-/// Weights of positions [begin, end) of one row as floats, in the order of prepared rows; `begin`
-/// is a multiple of 2048, which whole runs of lanes() groups fill.
-template <typename T, int Bits>
-void decode_words(
-    const MatmulShape& s,
-    const uint8_t* codes,
-    const T* scales,
-    const T* biases,
-    Range part,
-    float* to) {
-  constexpr int word_codes = 32 / Bits;
+/// Elements [begin, end) of one row as floats, in the order of prepared rows; `begin` is a multiple
+/// of 2048, which whole runs of lanes() groups fill.
+template <Code C>
+void decode_units(const MatmulShape& s, const Row<C>& row, Range part, float* to) {
+  constexpr int planes = planes_of(C);
   const int64_t step = static_cast<int64_t>(lanes());
   const int64_t groups = s.groups();
-  const int64_t words = s.k / word_codes;
-  const int64_t group_words = s.format.group_size / word_codes;
-  const int words_log2 = __builtin_ctzll(static_cast<uint64_t>(group_words));
-  auto row = reinterpret_cast<const uint32_t*>(codes);
-  const int64_t end = part.end / word_codes;
-  for (int64_t first = part.begin / word_codes; first < end; first += step * group_words) {
-    const int64_t g = first / group_words;
-    const Floats scales_here = load_some(scales + g, static_cast<size_t>(groups - g));
-    const Floats biases_here = load_some(biases + g, static_cast<size_t>(groups - g));
-    const int64_t last = std::min(end, first + step * group_words);
-    for (int64_t word = first; word < last; word += step) {
-      const auto lane_group = group_of_lane((word - first) / step, words_log2);
-      const Floats scale = hn::TableLookupLanes(scales_here, lane_group);
-      const Floats bias = hn::TableLookupLanes(biases_here, lane_group);
-      const auto packed = load_words(row + word, words - word);
-      HWY_UNROLL(16)
-      for (int c = 0; c < word_codes; ++c) {
-        store(hn::MulAdd(codes_of<Bits>(packed, c), scale, bias), to);
+  const int64_t units = s.k / planes;
+  const int64_t group_units = s.format.group_size / planes;
+  const int units_log2 = __builtin_ctzll(static_cast<uint64_t>(group_units));
+  const int64_t end = part.end / planes;
+  for (int64_t first = part.begin / planes; first < end; first += step * group_units) {
+    const int64_t g = first / group_units;
+    const int64_t at = std::min(g, groups) * s.scale_bytes();
+    const Floats scales = load_scales<C>(s.dtype, row.scales + at, groups - g);
+    Floats biases = hn::Zero(F32());
+    if constexpr (is_affine(C)) {
+      biases = load_scales<C>(s.dtype, row.biases + at, groups - g);
+    }
+    const int64_t last = std::min(end, first + step * group_units);
+    for (int64_t unit = first; unit < last; unit += step) {
+      const auto lane_group = group_of_lane((unit - first) / step, units_log2);
+      const Floats scale = hn::TableLookupLanes(scales, lane_group);
+      const Floats bias = hn::TableLookupLanes(biases, lane_group);
+      hn::Vec<U32> packed[unit_words(C)];
+      load_units<C>(row.codes, unit, units, packed);
+      HWY_UNROLL(32)
+      for (int c = 0; c < planes; ++c) {
+        const Floats code = value_of<C>(packed, c);
+        if constexpr (is_affine(C)) {
+          store(hn::MulAdd(code, scale, bias), to);
+        } else {
+          store(hn::Mul(code, scale), to);
+        }
         to += step;
       }
     }
   }
-}
-
-/// The same for codes that cross words: a little-endian stream of bits, eight codes in `bits`
-/// bytes.
-template <typename T>
-void decode_stream(
-    const MatmulShape& s,
-    const uint8_t* codes,
-    const T* scales,
-    const T* biases,
-    Range part,
-    float* to) {
-  const int bits = s.format.bits;
-  const int64_t end = std::min(part.end, s.k);
-  for (int64_t k = part.begin; k < end; k += 8) {
-    uint64_t eight = 0;
-    std::memcpy(&eight, codes + k / 8 * bits, static_cast<size_t>(bits));
-    const int64_t g = k / s.format.group_size;
-    const float scale = sum(load_some(scales + g, 1));
-    const float bias = sum(load_some(biases + g, 1));
-    for (int i = 0; i < 8; ++i) {
-      const auto code = static_cast<float>((eight >> (i * bits)) & ((1u << bits) - 1));
-      to[k - part.begin + i] = std::fma(code, scale, bias);
-    }
-  }
-  std::fill(to + (end - part.begin), to + (part.end - part.begin), 0.0f);
 }
 
 template <typename T>
@@ -256,22 +378,12 @@ void decode_dense(const MatmulShape& s, const T* row, Range part, float* to) {
   }
 }
 
-template <typename T>
+template <typename T, Code C>
 void decode(const MatmulShape& s, const Weight& w, int64_t row, Range part, float* to) {
-  auto codes = static_cast<const uint8_t*>(w.codes) + row * s.row_bytes();
-  auto scales = static_cast<const T*>(w.scales) + row * s.groups();
-  auto biases = static_cast<const T*>(w.biases) + row * s.groups();
-  switch (s.format.bits) {
-    case 0:
-      return decode_dense(s, reinterpret_cast<const T*>(codes), part, to);
-    case 2:
-      return decode_words<T, 2>(s, codes, scales, biases, part, to);
-    case 4:
-      return decode_words<T, 4>(s, codes, scales, biases, part, to);
-    case 8:
-      return decode_words<T, 8>(s, codes, scales, biases, part, to);
-    default:
-      return decode_stream(s, codes, scales, biases, part, to);
+  if constexpr (C == Code::dense) {
+    decode_dense(s, static_cast<const T*>(w.codes) + row * s.k, part, to);
+  } else {
+    decode_units<C>(s, Row<C>(s, w, row), part, to);
   }
 }
 
@@ -343,7 +455,7 @@ const float* row_of(const Rows& rows, size_t row_bytes, int64_t i) {
   return reinterpret_cast<const float*>(rows.prepared + at * row_bytes);
 }
 
-template <typename T>
+template <typename T, Code C>
 void run_tiles(
     const MatmulShape& s,
     const Weight& w,
@@ -361,7 +473,7 @@ void run_tiles(
     for (int64_t k = 0; k < floats; k += chunk) {
       const Range part{k, std::min(k + chunk, floats)};
       for (int64_t r = 0; r < height; ++r) {
-        decode<T>(s, w, j + r, part, tile + r * chunk);
+        decode<T, C>(s, w, j + r, part, tile + r * chunk);
       }
       for (int64_t i = 0; i < rows.count;) {
         // The last rows in equal parts: 8 as 4 and 4, not 6 and 2.
@@ -381,7 +493,7 @@ void run_tiles(
   }
 }
 
-template <typename T, int Bits, int M>
+template <Code C, int M>
 void run_few(
     const MatmulShape& s,
     const Weight& w,
@@ -395,23 +507,17 @@ void run_few(
   for (int m = 0; m < M; ++m) {
     x[m] = row_of(rows, row_bytes, m);
   }
-  for (int64_t j = outputs.begin; j < outputs.end;) {
-    auto codes = static_cast<const uint8_t*>(w.codes) + j * s.row_bytes();
-    auto scales = static_cast<const T*>(w.scales) + j * s.groups();
-    auto biases = static_cast<const T*>(w.biases) + j * s.groups();
-    float* to = out + j - outputs.begin;
-    if (outputs.end - j >= R) {
-      dot_few<T, Bits, R, M>(s, codes, scales, biases, x, to, ld);
-      j += R;
-    } else {
-      dot_few<T, Bits, 1, M>(s, codes, scales, biases, x, to, ld);
-      j += 1;
-    }
+  int64_t j = outputs.begin;
+  for (; outputs.end - j >= R; j += R) {
+    dot_few<C, R, M>(s, w, j, x, out + j - outputs.begin, ld);
+  }
+  for (; j < outputs.end; ++j) {
+    dot_few<C, 1, M>(s, w, j, x, out + j - outputs.begin, ld);
   }
 }
 
-template <typename T>
-void run_as(
+template <Code C>
+void run_code(
     const MatmulShape& s,
     const Weight& w,
     Range outputs,
@@ -419,16 +525,42 @@ void run_as(
     size_t row_bytes,
     float* out,
     int64_t ld) {
-  using Fn = decltype(&run_tiles<T>);
-  static constexpr Fn few[2][few_rows] = {
-      {run_few<T, 4, 1>, run_few<T, 4, 2>, run_few<T, 4, 3>, run_few<T, 4, 4>},
-      {run_few<T, 8, 1>, run_few<T, 8, 2>, run_few<T, 8, 3>, run_few<T, 8, 4>}};
-  const int bits = s.format.bits;
-  if (rows.count > 0 && rows.count <= few_rows && (bits == 4 || bits == 8)) {
-    few[bits == 8][rows.count - 1](s, w, outputs, rows, row_bytes, out, ld);
-  } else {
-    run_tiles<T>(s, w, outputs, rows, row_bytes, out, ld);
+  switch (rows.count) {
+    case 1:
+      return run_few<C, 1>(s, w, outputs, rows, row_bytes, out, ld);
+    case 2:
+      return run_few<C, 2>(s, w, outputs, rows, row_bytes, out, ld);
+    case 3:
+      return run_few<C, 3>(s, w, outputs, rows, row_bytes, out, ld);
+    case 4:
+      return run_few<C, 4>(s, w, outputs, rows, row_bytes, out, ld);
+    default:
+      return run_tiles<float, C>(s, w, outputs, rows, row_bytes, out, ld);
   }
+}
+
+void run_dense(
+    const MatmulShape& s,
+    const Weight& w,
+    Range outputs,
+    const Rows& rows,
+    size_t row_bytes,
+    float* out,
+    int64_t ld) {
+  switch (s.dtype) {
+    case Dtype::f16:
+      return run_tiles<hwy::float16_t, Code::dense>(s, w, outputs, rows, row_bytes, out, ld);
+    case Dtype::bf16:
+      return run_tiles<hwy::bfloat16_t, Code::dense>(s, w, outputs, rows, row_bytes, out, ld);
+    default:
+      return run_tiles<float, Code::dense>(s, w, outputs, rows, row_bytes, out, ld);
+  }
+}
+
+/// run_code for each Code, in its order.
+template <Code... C>
+constexpr std::array<decltype(&run_dense), 1 + sizeof...(C)> functions_of() {
+  return {run_dense, run_code<C>...};
 }
 
 void prepare(const MatmulShape& s, const void* x, std::byte* to) {
@@ -451,14 +583,10 @@ void run(
     size_t row_bytes,
     float* out,
     int64_t ld) {
-  switch (s.dtype) {
-    case Dtype::f16:
-      return run_as<hwy::float16_t>(s, w, outputs, rows, row_bytes, out, ld);
-    case Dtype::bf16:
-      return run_as<hwy::bfloat16_t>(s, w, outputs, rows, row_bytes, out, ld);
-    default:
-      return run_as<float>(s, w, outputs, rows, row_bytes, out, ld);
-  }
+  using enum Code;
+  static constexpr auto all =
+      functions_of<affine2, affine3, affine4, affine5, affine6, affine8, mxfp4, mxfp8, nvfp4>();
+  all[static_cast<size_t>(code_of(s.format))](s, w, outputs, rows, row_bytes, out, ld);
 }
 
 const MatmulKernels* table() {

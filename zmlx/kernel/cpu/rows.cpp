@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "zmlx/kernel/cpu/minifloat.h"
 #include "zmlx/kernel/cpu/rows.h"
 #include "zmlx/kernel/cpu/simd_math-inl.h"
 
@@ -17,6 +18,7 @@ HWY_BEFORE_NAMESPACE();
 namespace zmlx::HWY_NAMESPACE {
 namespace {
 
+using cpu::Quantisation;
 using cpu::Weight;
 using cpu::WeightFormat;
 
@@ -102,6 +104,29 @@ void axpy_row(float scale, const float* x, float* acc, int64_t n) {
   });
 }
 
+template <typename T>
+void dequantise_affine(
+    WeightFormat format,
+    const Weight& weight,
+    T*,
+    int64_t first,
+    int64_t n,
+    float* to) {
+  const auto bits = static_cast<size_t>(format.bits);
+  auto* codes = static_cast<const uint8_t*>(weight.codes) + first / 8 * format.bits;
+  for (int64_t i = 0; i < n; i += 8, codes += bits) {
+    const int64_t group = (first + i) / format.group_size;
+    const float scale = sum(load_n(static_cast<const T*>(weight.scales) + group, 1));
+    const float bias = sum(load_n(static_cast<const T*>(weight.biases) + group, 1));
+    uint64_t eight = 0; // eight codes fill `bits` bytes
+    std::memcpy(&eight, codes, bits);
+    for (size_t c = 0; c < 8; ++c) {
+      const auto code = static_cast<float>((eight >> (c * bits)) & ((1u << bits) - 1));
+      to[static_cast<size_t>(i) + c] = std::fma(code, scale, bias);
+    }
+  }
+}
+
 void dequantise(
     Dtype dtype,
     WeightFormat format,
@@ -109,21 +134,27 @@ void dequantise(
     int64_t first,
     int64_t n,
     float* to) {
-  with_type(dtype, [&]<typename T>(T*) {
-    const auto bits = static_cast<size_t>(format.bits);
-    auto* codes = static_cast<const uint8_t*>(weight.codes) + first / 8 * format.bits;
-    for (int64_t i = 0; i < n; i += 8, codes += bits) {
-      const int64_t group = (first + i) / format.group_size;
-      const float scale = sum(load_n(static_cast<const T*>(weight.scales) + group, 1));
-      const float bias = sum(load_n(static_cast<const T*>(weight.biases) + group, 1));
-      uint64_t eight = 0; // eight codes fill `bits` bytes
-      std::memcpy(&eight, codes, bits);
-      for (size_t c = 0; c < 8; ++c) {
-        const auto code = static_cast<float>((eight >> (c * bits)) & ((1u << bits) - 1));
-        to[static_cast<size_t>(i) + c] = std::fma(code, scale, bias);
+  const auto* codes = static_cast<const uint8_t*>(weight.codes);
+  const auto* scales = static_cast<const uint8_t*>(weight.scales);
+  switch (format.mode) {
+    case Quantisation::affine:
+      return with_type(dtype, [&]<typename T>(T*) {
+        dequantise_affine(format, weight, static_cast<T*>(nullptr), first, n, to);
+      });
+    case Quantisation::mxfp8:
+      for (int64_t i = 0; i < n; ++i) {
+        to[i] = cpu::from_e4m3(codes[first + i]) *
+            cpu::from_e8m0(scales[(first + i) / format.group_size]);
       }
-    }
-  });
+      return;
+    default:
+      for (int64_t i = 0; i < n; ++i) {
+        const int64_t at = first + i;
+        const uint32_t scale = scales[at / format.group_size];
+        to[i] = cpu::from_e2m1(codes[at / 2] >> (at % 2 * 4) & 15u) *
+            (format.mode == Quantisation::nvfp4 ? cpu::from_e4m3(scale) : cpu::from_e8m0(scale));
+      }
+  }
 }
 
 } // namespace
