@@ -35,7 +35,11 @@ if _ext.mlx_version != mx.__version__:
 
 # `zmlx.patch` is the module: a function of that name would hide `zmlx.patch.explain`.
 _PARTS = ("bench", "patch", "presets")
-_FUNCTIONS = {"compile": "zmlx.functions", "rewrite": "zmlx.functions"}
+_FUNCTIONS = {
+    "compile": "zmlx.functions",
+    "rewrite": "zmlx.functions",
+    "smart_patch": "zmlx.smart",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,18 +12,16 @@ from typing import Any
 import click
 import mlx.core as mx
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import zmlx
 from zmlx import presets
 from zmlx.bench import capsule, report
 from zmlx.bench.inference import Benchmark, Options
+from zmlx.bench.progress import Bar
 from zmlx.validate import TEXT, Validation, Work
 
 INTERRUPTED = 130
-# Drawing the bar takes a core for a millisecond: seldom enough not to show in a figure.
-REFRESH_SECONDS = 2.0
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -93,7 +90,7 @@ def inference(out: Path | None, **options: Any) -> None:
 
 def measure(options: Options, out: Path | None, status: Console, console: Console) -> None:
     """Runs one benchmark with a progress bar on `status` and its table on `console`."""
-    bar = _Bar(status)
+    bar = Bar(status)
     benchmark = Benchmark(options, out, bar)
     with _what_is_left(lambda: benchmark.result, out), bar.progress:
         result = benchmark.run()
@@ -103,33 +100,6 @@ def measure(options: Options, out: Path | None, status: Console, console: Consol
 def _console() -> Console:
     # A pipe has no width: nothing is wrapped there.
     return Console(width=None if sys.stdout.isatty() else 200)
-
-
-class _Bar:
-    """The progress bar: redrawn by the measuring thread itself, and seldom."""
-
-    def __init__(self, console: Console, unit: str = "tokens") -> None:
-        self.progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn(f"{{task.completed:.0f}}/{{task.total:.0f}} {unit}"),
-            TimeElapsedColumn(),
-            console=console,
-            auto_refresh=False,
-            transient=True,
-        )
-        self.task = self.progress.add_task("", total=0)
-        self.doing = ""
-        self.drawn = 0.0
-
-    def __call__(self, doing: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if doing == self.doing and now - self.drawn < REFRESH_SECONDS:
-            return
-        self.doing, self.drawn = doing, now
-        self.progress.update(self.task, description=doing, completed=done, total=total)
-        self.progress.refresh()
 
 
 @cli.command()
@@ -184,7 +154,7 @@ def validate(
         exact=exact,
         patterns=tuple(patterns.split(",")) if patterns else None,
     )
-    bar = _Bar(Console(stderr=True), "parts")
+    bar = Bar(Console(stderr=True), "parts")
     validation = Validation(Options(model, **options), work, out, bar)
     with _what_is_left(lambda: validation.document, out), bar.progress:
         result = validation.run()

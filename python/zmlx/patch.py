@@ -44,6 +44,17 @@ class Report:
     """Time that `patch` took."""
     stock_calls: Counter[str] = field(default_factory=Counter)
     """Calls that went to the model itself, by reason."""
+    decision: dict[str, Any] | None = None
+    """What `smart_patch` measured: a capsule of kind "decision"; None after `patch`."""
+
+    def read(self, runner: _ext.Runner) -> None:
+        """Takes the figures of the step that a runner prepared last."""
+        self.reasons = list(runner.reasons)
+        self.patterns = dict(runner.report.fired)
+        self.nodes_before = runner.report.nodes_before
+        self.nodes_after = runner.report.nodes_after
+        self.launches = runner.launches
+        self.bytes_per_token = runner.bytes_per_run
 
     def __str__(self) -> str:
         if not self.patched:
@@ -254,12 +265,7 @@ def patch(
     try:
         runner = make_runner(model, patterns, exclude, exact)
         report.patched = runner.prepare(1, 1)
-        report.reasons = list(runner.reasons)
-        report.patterns = dict(runner.report.fired)
-        report.nodes_before = runner.report.nodes_before
-        report.nodes_after = runner.report.nodes_after
-        report.launches = runner.launches
-        report.bytes_per_token = runner.bytes_per_run
+        report.read(runner)
     except Unsupported as reason:
         report.reasons = [str(reason)]
     report.seconds = time.perf_counter() - start

@@ -15,6 +15,8 @@ from zmlx.bench.statistics import summarize
 HEADINGS = {
     "inference": ("", "stock mlx_lm", "patched", "gain"),
     "validation": ("", "float32", "stock mlx_lm", "patched"),
+    "decision": ("step", "candidate", "time", "kept", "why"),
+    "doctor": ("", "", "found", "remedy"),
 }
 # Fields of `closeness.Distance`, as people read them.
 DISTANCES = {
@@ -64,6 +66,10 @@ def notes(result: dict[str, Any]) -> list[str]:
             *_bounds(result),
             *_incomplete(result),
         ]
+    if result["kind"] == "decision":
+        return [_model(result), _machine(result), *_decision(result), *_incomplete(result)]
+    if result["kind"] == "doctor":
+        return _incomplete(result)
     return [
         _model(result),
         _machine(result),
@@ -78,6 +84,13 @@ def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     """The table's rows: metric, both sides as median (minimum-maximum), gain."""
     if result["kind"] == "validation":
         return [*_distances(result), *_perplexity(result), *_rates(result)]
+    if result["kind"] == "decision":
+        return _candidates(result)
+    if result["kind"] == "doctor":
+        return [
+            (check["name"], check["status"], check["found"], check["remedy"] or "")
+            for check in result["checks"]
+        ]
     found = []
     for metric in METRICS:
         entry = result["summary"][metric.field]
@@ -202,6 +215,31 @@ def _rates(result: dict[str, Any]) -> list[tuple[str, ...]]:
             rates = summarize(runs)
             sides.append(number(rates.median) if rates else "-")
         found.append((title, *sides))
+    return found
+
+
+def _decision(result: dict[str, Any]) -> list[str]:
+    settings = result["settings"]
+    lines = [
+        f"work: prompts of {settings['prompt_tokens']} and {settings['steps']} steps; against "
+        f"stock {settings['stock_prompt_tokens']} and {settings['stock_steps']}; "
+        f"{number(result['seconds'])} s of {number(settings['budget_s'])} s"
+    ]
+    for name, phase in result["phases"].items():
+        chosen = phase["chosen"]
+        noise = "" if phase["noise"] is None else f"; noise {100 * phase['noise']:.1f}%"
+        lines.append(f"{name}: {'stock' if chosen is None else ', '.join(chosen)}{noise}")
+    return lines
+
+
+def _candidates(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    found = []
+    for name, phase in result["phases"].items():
+        for candidate in phase["candidates"]:
+            change = (candidate["trial"] or {}).get("change")
+            ratio = f"{100 * (change['ratio'] - 1):+.1f}%" if change else "-"
+            kept = "yes" if candidate["kept"] else "no"
+            found.append((name, candidate["name"], ratio, kept, candidate["why"]))
     return found
 
 
