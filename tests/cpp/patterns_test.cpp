@@ -1,5 +1,6 @@
 // tests/cpp/patterns_test.cpp: every pattern on its own examples, and the driver on whole graphs.
 #include "mlx/compile.h"
+#include "mlx/fast.h"
 #include "op_testing.h"
 #include "zmlx/graph/canonicalise.h"
 #include "zmlx/graph/rewrite.h"
@@ -38,6 +39,18 @@ void expect_equal_up_to_order(Arrays got, Arrays want, mx::Dtype dtype) {
         sorted ? mx::sort(want[i], -1) : want[i],
         4 * tolerance_of(dtype));
   }
+}
+
+TEST(Patterns, NormsThatDifferInTheirEpsilonAreNotMixedUp) {
+  auto graph = trace(
+      [](const Arrays& v) {
+        return Arrays{mx::fast::rms_norm(v[0], v[1], 1e-5f), mx::fast::rms_norm(v[0], v[1], 1e-2f)};
+      },
+      {example_array({2, 8}), example_array({8})});
+  rewrite(graph);
+  ASSERT_EQ(count(graph, "rms_norm"), 2);
+  EXPECT_FLOAT_EQ(static_cast<float>(graph[graph.outputs[0].node].attrs.real("eps")), 1e-5f);
+  EXPECT_FLOAT_EQ(static_cast<float>(graph[graph.outputs[1].node].attrs.real("eps")), 1e-2f);
 }
 
 TEST(Patterns, FireOnTheirExamples) {

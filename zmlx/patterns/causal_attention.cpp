@@ -1,5 +1,6 @@
 // zmlx/patterns/causal_attention.cpp: attention under a causal mask needs the offset and no mask
 // array.
+#include "mlx/ops.h"
 #include "zmlx/patterns/weights.h"
 
 namespace zmlx {
@@ -59,6 +60,16 @@ Arrays with_mask_of_fewer_tokens(const Arrays& v, const Attrs& attrs) {
   return masked(v, attrs, 1);
 }
 
+Arrays with_mask_that_is_not_causal(const Arrays& v, const Attrs& attrs) {
+  Attrs mask{
+      {"tokens", int64_t{v[0].shape(2)}},
+      {"capacity", int64_t{v[1].shape(2)}},
+      {"window", int64_t{0}}};
+  auto future = mx::logical_not(call("causal_mask", {v[3]}, mask)[0]);
+  return call(
+      "attention", {v[0], v[1], v[2], future}, {{"scale", attrs.real("scale")}, {"mask", "array"}});
+}
+
 ZMLX_PATTERN(causal_attention)
     .stage(1)
     .find(find)
@@ -66,6 +77,7 @@ ZMLX_PATTERN(causal_attention)
     .attrs(read)
     .put(put)
     .keeps("one mask row for two tokens", with_mask_of_fewer_tokens, [] { return fires()[0]; })
+    .keeps("a mask that is not causal", with_mask_that_is_not_causal, [] { return fires()[0]; })
     .keeps("one padded mask row", with_mask_of_fewer_tokens, [] { return fires()[1]; });
 
 } // namespace

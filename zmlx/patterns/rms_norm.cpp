@@ -39,6 +39,17 @@ Arrays over_both_axes(const Arrays& v, const Attrs&) {
   return {v[0] * mx::rsqrt(mean + mx::array(1e-5f)) * v[1]};
 }
 
+Arrays with_epsilon_after_the_root(const Arrays& v, const Attrs&) {
+  auto mean = mx::mean(mx::square(v[0]), -1, true);
+  return {v[0] * (mx::rsqrt(mean) + mx::array(1e-5f)) * v[1]};
+}
+
+Arrays with_an_epsilon_for_each_row(const Arrays& v, const Attrs&) {
+  auto mean = mx::mean(mx::square(v[0]), -1, true);
+  auto eps = mx::full({v[0].shape(0), 1}, 1e-5f) * mx::sum(v[1]);
+  return {v[0] * mx::rsqrt(mean + eps) * v[1]};
+}
+
 Arrays with_inner_value_used_twice(const Arrays& v, const Attrs&) {
   auto mean = mx::mean(mx::square(v[0]), -1, true);
   auto unit = v[0] * mx::rsqrt(mean + mx::array(1e-5f));
@@ -58,6 +69,8 @@ ZMLX_PATTERN(rms_norm)
     .put(put)
     .keeps("mean over another axis", over_another_axis, on)
     .keeps("mean over both axes", over_both_axes, on)
+    .keeps("an epsilon outside the root", with_epsilon_after_the_root, on)
+    .keeps("an epsilon for each row", with_an_epsilon_for_each_row, on)
     .keeps("the value before the weight is used elsewhere", with_inner_value_used_twice, on)
     .keeps("the norm of another array", with_variance_of_another_array, on);
 
