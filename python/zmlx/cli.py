@@ -1,5 +1,5 @@
 # zmlx/cli.py: the `zmlx` command.
-"""Command line: `zmlx bench inference`, `validate`, `report`, `explain`, `presets`."""
+"""Command line: `zmlx bench`, `validate`, `compare`, `report`, `doctor`, `explain`, `presets`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from rich.table import Table
 
 import zmlx
 from zmlx import presets
-from zmlx.bench import capsule, report
+from zmlx.bench import capsule, compare, report
 from zmlx.bench.inference import Benchmark, Options
 from zmlx.bench.progress import Bar
+from zmlx.bench.statistics import CONFIDENCE
 from zmlx.validate import TEXT, Validation, Work
 
 INTERRUPTED = 130
+RESULT = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -201,10 +203,80 @@ def explain(model: str, tokens: int, **options: Any) -> None:
 
 
 @cli.command("report")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=RESULT)
 def report_(file: Path) -> None:
     """Prints a result FILE as Markdown."""
     click.echo(report.markdown(capsule.read(file)), nl=False)
+
+
+@cli.command("compare")
+@click.argument("first", type=RESULT)
+@click.argument("second", type=RESULT)
+@click.option("--force", is_flag=True, help="Compare what is not comparable.")
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.01,
+    show_default=True,
+    help="Smaller differences, as a share, are none.",
+)
+@click.option(
+    "--confidence",
+    type=click.FloatRange(0.5, 1, max_open=True),
+    default=CONFIDENCE,
+    show_default=True,
+    help="Of all verdicts together.",
+)
+def compare_(first: Path, second: Path, force: bool, threshold: float, confidence: float) -> None:
+    """Tests whether SECOND differs from FIRST, figure by figure, from their raw runs.
+
+    Status 0: nothing of the patched model got worse; 1: something did; 2: the results are not
+    comparable (another machine, model or settings) or no results.
+    """
+    a, b = (_comparable(file) for file in (first, second))
+    if a["kind"] != b["kind"]:
+        raise click.UsageError(f"{first} is of kind {a['kind']} but {second} of {b['kind']}.")
+    different = compare.differences(a, b)
+    if different and not force:
+        raise click.UsageError(
+            f"the results are not comparable: {'; '.join(different)}. Use --force to compare them."
+        )
+    console = _console()
+    for line in different:
+        console.print(f"differs: {line}", highlight=False, soft_wrap=True)
+    found = compare.rows(a, b, threshold, confidence)
+    compare.show(found, console)
+    worse = compare.worse(found)
+    if worse:
+        raise ValueError(f"{second} is worse than {first}: {'; '.join(worse)}.")
+
+
+def _comparable(file: Path) -> dict[str, Any]:
+    try:
+        document = capsule.read(file)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    if document["kind"] not in compare.KINDS:
+        raise click.UsageError(
+            f"{file} is of kind {document['kind']}; {' and '.join(compare.KINDS)} can be compared."
+        )
+    return document
+
+
+@cli.command()
+@click.option("--json", "out", type=click.Path(dir_okay=False, path_type=Path), help="Result.")
+def doctor(out: Path | None) -> None:
+    """Checks versions, devices, threads, memory speed, compiler and cache folder.
+
+    Ends with status 1 if zmlx cannot work as it should.
+    """
+    from zmlx import doctor as examination
+
+    result = examination.examine(out)
+    report.show(result, _console())
+    failed = [check["name"] for check in result["checks"] if check["status"] == "failure"]
+    if failed:
+        raise ValueError(f"not fit for zmlx: {', '.join(failed)}.")
 
 
 @cli.group("presets")

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import mlx.core as mx
 import pytest
+from mlx_lm.models.cache import RotatingKVCache
 
 import zmlx
 from zmlx import cli, presets
@@ -143,3 +144,16 @@ def test_explain_passes_the_tokens_on(monkeypatch, capsys):
     monkeypatch.setattr(zmlx, "patch", seen, raising=False)
     cli.main(["explain", "tiny-moe", "--tokens", "7"])
     assert capsys.readouterr().out.strip() == "2 7"
+
+
+def test_explain_of_a_model_that_cannot_be_captured_says_why_in_one_line(load, monkeypatch, capsys):
+    model, _ = load("tiny-qwen3")
+    caches = [RotatingKVCache(64) for _ in model.layers]
+    monkeypatch.setattr("zmlx.bench.inference.load_model", lambda options: (model, None, {}, {}))
+    monkeypatch.setattr(type(model), "make_cache", lambda self: caches, raising=False)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["explain", "mine"])
+    assert stop.value.code == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    text = "[explain] the model cannot be captured: cache type RotatingKVCache."
+    assert line == f"zmlx: error: {text}"
