@@ -242,7 +242,7 @@ def compare_(first: Path, second: Path, force: bool, threshold: float, confidenc
             f"the results are not comparable: {'; '.join(different)}. Use --force to compare them."
         )
     console = _console()
-    for line in different:
+    for line in [*different, *compare.changes(a, b)]:
         console.print(f"differs: {line}", highlight=False, soft_wrap=True)
     found = compare.rows(a, b, threshold, confidence)
     compare.show(found, console)

@@ -105,6 +105,19 @@ def test_what_differs_is_named_and_what_may_differ_is_not(measured):
     ]
 
 
+def test_versions_and_commits_that_differ_are_told_and_do_not_hinder(measured):
+    a, b = result(measured), result(measured)
+    a["commit"] = {"hash": "a" * 40, "modified": True}
+    b["commit"] = None
+    b["versions"]["mlx"] = "9"
+    assert differences(a, b) == []
+    assert compare.changes(a, b) == [
+        f"mlx {a['versions']['mlx']} and 9",
+        "commit aaaaaaaaaa with changes and unknown",
+    ]
+    assert compare.changes(a, a) == []
+
+
 @pytest.fixture
 def files(tmp_path, measured):
     """`files(a, b)` writes two results and gives the command that compares them."""

@@ -12,6 +12,7 @@ from mlx_lm.models.cache import RotatingKVCache, make_prompt_cache
 import zmlx
 from zmlx import _ext, smart
 from zmlx.bench import capsule, report
+from zmlx.bench import search as searching
 from zmlx.patch import is_patched, patch
 from zmlx.smart import Patterns, decision_key, decision_path, smart_patch
 
@@ -255,9 +256,9 @@ def test_an_interrupted_search_leaves_its_runs_and_the_model_as_it_was(tmp_path,
     def stop(self, before, after):
         if next(trials, None) is None:
             raise KeyboardInterrupt
-        return smart.Search.trial(self.search, self.name, before, after, noise=0.01)
+        return searching.Search.trial(self.search, self.name, before, after, noise=0.01)
 
-    monkeypatch.setattr(smart.Phase, "_trial", lambda self, name, a, b: stop(self, a, b))
+    monkeypatch.setattr(searching.Phase, "_trial", lambda self, name, a, b: stop(self, a, b))
     with pytest.raises(KeyboardInterrupt):
         smart_patch(model, [1, 2], budget_s=1e4, progress=False, switch=parts, clock=clock)
     assert model.on == {"decode": None, "prompt": None}

@@ -51,6 +51,25 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     return found
 
 
+def changes(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """Versions and commits that differ: what a comparison is usually about."""
+    found = [
+        f"{name} {a['versions'].get(name)} and {b['versions'].get(name)}"
+        for name in sorted({*a["versions"], *b["versions"]})
+        if a["versions"].get(name) != b["versions"].get(name)
+    ]
+    if a["commit"] != b["commit"]:
+        sides = (_commit(document["commit"]) for document in (a, b))
+        found.append(f"commit {' and '.join(sides)}")
+    return found
+
+
+def _commit(commit: dict[str, Any] | None) -> str:
+    if commit is None:
+        return "unknown"
+    return commit["hash"][:10] + (" with changes" if commit["modified"] else "")
+
+
 def rows(
     a: dict[str, Any],
     b: dict[str, Any],
