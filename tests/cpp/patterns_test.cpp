@@ -44,9 +44,9 @@ void expect_equal_up_to_order(Arrays got, Arrays want, mx::Dtype dtype) {
 TEST(Patterns, NormsThatDifferInTheirEpsilonAreNotMixedUp) {
   auto graph = trace(
       [](const Arrays& v) {
-        return Arrays{mx::fast::rms_norm(v[0], v[1], 1e-5f), mx::fast::rms_norm(v[0], v[1], 1e-2f)};
+        return Arrays{mx::fast::rms_norm(v[0], v[1], 1e-5f), mx::fast::rms_norm(v[2], v[1], 1e-2f)};
       },
-      {example_array({2, 8}), example_array({8})});
+      {example_array({2, 8}), example_array({8}), example_array({2, 8})});
   rewrite(graph);
   ASSERT_EQ(count(graph, "rms_norm"), 2);
   EXPECT_FLOAT_EQ(static_cast<float>(graph[graph.outputs[0].node].attrs.real("eps")), 1e-5f);
