@@ -32,10 +32,11 @@ def result(measured, seed=0, speed=1.0, runs=RUNS, memory=100.0, noise=0.02):
     document["runs"] = []
     for index in range(2 * runs):
         variant = ("stock", "patched")[index % 2]
-        factor = float(np.exp(random.normal(0, noise))) * (speed if variant == "patched" else 1)
+        factor = np.exp(random.normal(0, noise, 4)) * (speed if variant == "patched" else 1)
+        a, b, c, d = factor.tolist()
         run = {**example, "index": index, "variant": variant}
-        run |= {"prompt_tps": 10 * factor, "generation_tps": 20 * factor}
-        run |= {"time_to_first_token_s": 1 / factor, "total_s": 2 / factor}
+        run |= {"prompt_tps": 10 * a, "generation_tps": 20 * b}
+        run |= {"time_to_first_token_s": 1 / c, "total_s": 2 / d}
         run |= {"peak_memory_bytes": memory, "peak_resident_bytes": None}
         document["runs"].append(run)
     return document
