@@ -1,10 +1,12 @@
-// bench/linear_bench.cpp: the CPU matmul from memory (one row) and its arithmetic (many rows).
+// bench/linear_bench.cpp: the CPU matmul for each weight format, from memory (few rows) and in a
+// cache (prompts), beside what the same team reads of plain memory.
 #include <benchmark/benchmark.h>
 
+#include <atomic>
 #include <cstring>
-#include <map>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "zmlx/kernel/cpu/matmul.h"
@@ -33,16 +35,24 @@ struct Matrix {
 };
 
 const Matrix& matrix(Dtype dtype, WeightFormat f, int64_t n, int64_t k) {
-  static std::map<std::tuple<Dtype, int, int, int64_t, int64_t>, Matrix> made;
-  auto& m = made[{dtype, f.bits, f.group_size, n, k}];
-  if (m.codes.empty()) {
+  using Key = std::tuple<Dtype, int, int, Quantisation, int64_t, int64_t>;
+  // One at a time: all together would not fit a small machine.
+  static std::pair<Key, Matrix> made;
+  const Key key{dtype, f.bits, f.group_size, f.mode, n, k};
+  Matrix& m = made.second;
+  if (m.codes.empty() || made.first != key) {
+    made = {key, {}};
     if (f.bits) {
       m.codes.resize(static_cast<size_t>(n * k * f.bits / 8));
       for (size_t i = 0; i < m.codes.size(); ++i) {
         m.codes[i] = static_cast<std::byte>(i * 2654435761u >> 13);
       }
-      m.scales = numbers(dtype, n * k / f.group_size);
-      m.biases = m.scales;
+      if (f.has_biases()) {
+        m.scales = numbers(dtype, n * k / f.group_size);
+        m.biases = m.scales;
+      } else {
+        m.scales.assign(static_cast<size_t>(n * k / f.group_size), std::byte{0x38});
+      }
     } else {
       m.codes = numbers(dtype, n * k);
     }
@@ -83,45 +93,83 @@ void matmul(benchmark::State& state, Dtype dtype, WeightFormat f, int64_t n, int
       runs * 2e-9 * static_cast<double>(rows * n * k), benchmark::Counter::kIsRate);
 }
 
-void from_memory(benchmark::internal::Benchmark* b) {
-  b->ArgNames({"rows", "threads"})->UseRealTime()->Unit(benchmark::kMillisecond);
-  for (int threads : {1, 2}) {
-    for (int rows : {1, 2, 4, 8}) {
-      b->Args({rows, threads});
+/// The sum of all words, in as many chains of additions as fill a core's loads.
+uint64_t read_all(Team& team, const std::vector<std::byte>& memory) {
+  constexpr int64_t chains = 32;
+  std::atomic<uint64_t> total{0};
+  auto* words = reinterpret_cast<const uint64_t*>(memory.data());
+  team.run([&](Member& member) {
+    uint64_t sums[chains] = {};
+    const Range mine = member.split(static_cast<int64_t>(memory.size() / 8), chains);
+    for (int64_t i = mine.begin; i < mine.end; i += chains) {
+      for (int64_t j = 0; j < chains; ++j) {
+        sums[j] += words[i + j];
+      }
     }
-  }
+    for (auto sum : sums) {
+      total += sum;
+    }
+  });
+  return total;
 }
 
-void prompt(benchmark::internal::Benchmark* b) {
-  b->ArgNames({"rows", "threads"})->UseRealTime()->Unit(benchmark::kMillisecond);
-  for (int threads : {1, 2}) {
-    for (int rows : {16, 64, 512}) {
-      b->Args({rows, threads});
+void read_memory(benchmark::State& state) {
+  Team team(static_cast<int>(state.range(0)));
+  const std::vector<std::byte> memory(far, std::byte{1});
+  for (auto _ : state) {
+    benchmark::DoNotOptimize(read_all(team, memory));
+  }
+  state.counters["GB/s"] = benchmark::Counter(
+      static_cast<double>(state.iterations()) * far / 1e9, benchmark::Counter::kIsRate);
+}
+BENCHMARK(read_memory)
+    ->ArgName("threads")
+    ->DenseRange(1, 2)
+    ->UseRealTime()
+    ->Unit(benchmark::kMillisecond);
+
+struct Named {
+  const char* name;
+  WeightFormat format;
+};
+
+constexpr Named formats[] = {
+    {"affine_2bit_g64", {2, 64}},
+    {"affine_3bit_g64", {3, 64}},
+    {"affine_4bit_g64", {4, 64}},
+    {"affine_4bit_g32", {4, 32}},
+    {"affine_4bit_g128", {4, 128}},
+    {"affine_5bit_g64", {5, 64}},
+    {"affine_6bit_g64", {6, 64}},
+    {"affine_8bit_g64", {8, 64}},
+    {"mxfp4", {4, 32, Quantisation::mxfp4}},
+    {"mxfp8", {8, 32, Quantisation::mxfp8}},
+    {"nvfp4", {4, 16, Quantisation::nvfp4}},
+    {"dense", {}}};
+
+/// decode: n = 0 outputs, so that no cache holds them; prompt: a layer of 2048 by 2048.
+const bool registered = [] {
+  for (auto dtype : {Dtype::bf16, Dtype::f16, Dtype::f32}) {
+    for (auto& [name, format] : formats) {
+      const std::string tail = std::string("/") + name_of(dtype) + '/' + name;
+      auto add = [&](const char* kind, int64_t n, std::initializer_list<int64_t> rows) {
+        auto* b = benchmark::RegisterBenchmark(
+            (kind + tail).c_str(), [=, format = format](benchmark::State& state) {
+              matmul(state, dtype, format, n, 2048);
+            });
+        b->ArgNames({"rows", "threads"})->UseRealTime()->Unit(benchmark::kMillisecond);
+        for (int64_t threads : {1, 2}) {
+          for (int64_t count : rows) {
+            b->Args({count, threads});
+          }
+        }
+      };
+      add("decode", 0, {1, 2, 3, 4, 5, 6, 8, 12, 16});
+      add("prompt", 2048, {64, 512});
     }
   }
-}
-
-BENCHMARK_CAPTURE(matmul, bf16_4bit_g64_k2048, Dtype::bf16, (WeightFormat{4, 64}), 0, 2048)
-    ->Apply(from_memory);
-BENCHMARK_CAPTURE(matmul, bf16_4bit_g64_k1024, Dtype::bf16, (WeightFormat{4, 64}), 0, 1024)
-    ->Apply(from_memory);
-BENCHMARK_CAPTURE(matmul, bf16_4bit_g64_k768, Dtype::bf16, (WeightFormat{4, 64}), 0, 768)
-    ->Apply(from_memory);
-BENCHMARK_CAPTURE(matmul, bf16_4bit_g32_k2048, Dtype::bf16, (WeightFormat{4, 32}), 0, 2048)
-    ->Apply(from_memory);
-BENCHMARK_CAPTURE(matmul, bf16_8bit_g64_k2048, Dtype::bf16, (WeightFormat{8, 64}), 0, 2048)
-    ->Apply(from_memory);
-BENCHMARK_CAPTURE(matmul, bf16_dense_k2048, Dtype::bf16, WeightFormat{}, 0, 2048)
-    ->Apply(from_memory);
-BENCHMARK_CAPTURE(matmul, f32_4bit_g64_k2048, Dtype::f32, (WeightFormat{4, 64}), 0, 2048)
-    ->Apply(from_memory);
-BENCHMARK_CAPTURE(matmul, f16_4bit_g64_k2048, Dtype::f16, (WeightFormat{4, 64}), 0, 2048)
-    ->Apply(from_memory);
-BENCHMARK_CAPTURE(matmul, f32_dense_k2048, Dtype::f32, WeightFormat{}, 0, 2048)->Apply(from_memory);
-BENCHMARK_CAPTURE(matmul, bf16_4bit, Dtype::bf16, (WeightFormat{4, 64}), 2048, 2048)->Apply(prompt);
-BENCHMARK_CAPTURE(matmul, bf16_8bit, Dtype::bf16, (WeightFormat{8, 64}), 2048, 2048)->Apply(prompt);
-BENCHMARK_CAPTURE(matmul, bf16_dense, Dtype::bf16, WeightFormat{}, 2048, 2048)->Apply(prompt);
-BENCHMARK_CAPTURE(matmul, f32_4bit, Dtype::f32, (WeightFormat{4, 64}), 2048, 2048)->Apply(prompt);
+  return true;
+}();
 
 } // namespace
 } // namespace zmlx::cpu

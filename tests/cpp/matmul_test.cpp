@@ -202,7 +202,7 @@ void expect_right(const Problem& p) {
 }
 
 constexpr Dtype dtypes[] = {Dtype::f32, Dtype::f16, Dtype::bf16};
-constexpr int64_t row_counts[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 13, 33};
+constexpr int64_t row_counts[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 13, 33};
 constexpr WeightFormat float_formats[] = {
     {4, 32, Quantisation::mxfp4},
     {8, 32, Quantisation::mxfp8},

@@ -122,9 +122,12 @@ Rows prepare_rows(
 inline constexpr int64_t block_outputs = 64;
 inline constexpr int64_t block_rows = 128;
 
-/// Where work on `rows` rows may be cut among members: prompts decode 32 weight rows together.
+/// Up to so many rows use weights as they are decoded; for more, 32 weight rows are decoded first.
+inline constexpr int64_t few_rows = 10;
+
+/// Where work on `rows` rows may be cut among members.
 inline int64_t split_grain(int64_t rows) {
-  return rows > 6 ? 32 : 8;
+  return rows > few_rows ? 32 : 8;
 }
 
 /// Rows [first, first + count).

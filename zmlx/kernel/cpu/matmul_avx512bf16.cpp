@@ -15,6 +15,7 @@
 #include <array>
 #include <bit>
 #include <cstring>
+#include <utility>
 
 #include "zmlx/kernel/cpu/minifloat.h"
 
@@ -319,6 +320,18 @@ __m512i shifted(__m512i v, unsigned by) {
   return by ? _mm512_srli_epi16(v, by) : v;
 }
 
+// For lambdas, which know no standard attribute in that place.
+#define ZMLX_INLINED __attribute__((always_inline))
+
+/// f(0), f(1), ... f(N - 1) one after the other: what they index stays in registers.
+template <int N, typename F>
+[[gnu::always_inline]] inline void unrolled(F&& f) {
+  [&]<int... I>(std::integer_sequence<int, I...>) ZMLX_INLINED {
+    (f(I), ...);
+  }
+  (std::make_integer_sequence<int, N>());
+}
+
 /// bf16 of the planes of 32 lanes.
 template <Code C>
 [[gnu::always_inline]] inline void planes(const Tables<C>& tables, __m512i packed, __m512i* plane) {
@@ -333,21 +346,21 @@ template <Code C>
     plane[0] = _mm512_mask_mov_epi8(low, upper, _mm512_slli_epi16(high, 8));
     plane[1] = _mm512_mask_mov_epi8(_mm512_srli_epi16(low, 8), upper, high);
   } else if constexpr (C == Code::affine8) {
-    for (int c = 0; c < 2; ++c) {
+    unrolled<2>([&](int c) ZMLX_INLINED {
       const __m512i byte =
           _mm512_and_si512(shifted(packed, static_cast<unsigned>(8 * c)), _mm512_set1_epi16(255));
       const __m512i even =
           _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_and_si512(byte, _mm512_set1_epi32(255))));
       const __m512i odd = _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_srli_epi32(byte, 16)));
       plane[c] = _mm512_or_si512(_mm512_srli_epi32(even, 16), odd);
-    }
+    });
   } else {
-    for (int c = 0; c < planes_of(C); ++c) {
+    unrolled<planes_of(C)>([&](int c) ZMLX_INLINED {
       const __m512i index = shifted(packed, shift_of(C, c));
       plane[c] = C == Code::affine6
           ? _mm512_permutex2var_epi16(tables.values[0], index, tables.values[1])
           : _mm512_permutexvar_epi16(index, tables.values[0]);
-    }
+    });
   }
 }
 
@@ -367,28 +380,23 @@ template <Code C, int M>
     const uint16_t* const* x,
     int64_t at,
     __m512* part) {
-  for (int m = 0; m < M; ++m) {
-    part[m] = _mm512_setzero_ps();
-  }
+  unrolled<M>([&](int m) ZMLX_INLINED { part[m] = _mm512_setzero_ps(); });
+  const auto dot = [&](__m512i values, int c) ZMLX_INLINED {
+    unrolled<M>([&](int m) ZMLX_INLINED {
+      const __m512bh value = bf16(_mm512_load_si512(x[m] + at + c * 32));
+      part[m] = _mm512_dpbf16_ps(part[m], bf16(values), value);
+    });
+  };
   if constexpr (C == Code::affine8) {
     // An 8-bit code is two 4-bit ones, the upper times 16, that meet the same activation.
-    for (int i = 0; i < 4; ++i) {
+    unrolled<4>([&](int i) ZMLX_INLINED {
       const __m512i index = shifted(packed, static_cast<unsigned>(4 * i));
-      const __m512bh codes = bf16(_mm512_permutexvar_epi16(index, tables.values[i & 1]));
-      for (int m = 0; m < M; ++m) {
-        const __m512bh value = bf16(_mm512_load_si512(x[m] + at + i / 2 * 32));
-        part[m] = _mm512_dpbf16_ps(part[m], codes, value);
-      }
-    }
+      dot(_mm512_permutexvar_epi16(index, tables.values[i & 1]), i / 2);
+    });
   } else {
     __m512i plane[planes_of(C)];
     planes<C>(tables, packed, plane);
-    for (int c = 0; c < planes_of(C); ++c) {
-      for (int m = 0; m < M; ++m) {
-        const __m512bh value = bf16(_mm512_load_si512(x[m] + at + c * 32));
-        part[m] = _mm512_dpbf16_ps(part[m], bf16(plane[c]), value);
-      }
-    }
+    unrolled<planes_of(C)>([&](int c) ZMLX_INLINED { dot(plane[c], c); });
   }
 }
 
@@ -467,6 +475,7 @@ void dot_few(
       for (int64_t word = first; word < last; word += 16) {
         const __m512i lane_group = group_of_lane((word - first) / 16, words_log2);
         const int64_t at = word / 16 * vector_bytes(C);
+#pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
           fetch(codes, ahead + r * vector_bytes(C));
           const __m512i packed = load_codes<C>(tables, codes + r * row_bytes + at, row_bytes - at);
@@ -565,6 +574,10 @@ void fill_panel(
   const int64_t row_bytes = s.row_bytes();
   for (int64_t word = words.begin; word < words.end; word += 16) {
     const int64_t at = word / 16 * vector_bytes(C);
+    // The same piece of the next panel, in the order of addresses.
+    for (int64_t line = 0; line < panel_outputs * vector_bytes(C); line += 64) {
+      fetch(codes, panel_outputs * (row_bytes + at) + line);
+    }
     for (int64_t half = 0; half < 2; ++half) {
       __m512i v[16];
       for (int64_t i = 0; i < 16; ++i) {
@@ -768,8 +781,8 @@ void run_as(
       return;
     case 1:
       return run_few<C, 4, 1>(s, w, outputs, rows, row_bytes, out, ld);
-    case 2:
-      return run_few<C, 4, 2>(s, w, outputs, rows, row_bytes, out, ld);
+    case 2: // two weight rows of 8-bit codes at a time: four are more than the registers hold
+      return run_few < C, C == Code::affine8 ? 2 : 4, 2 > (s, w, outputs, rows, row_bytes, out, ld);
     case 3:
       return run_few<C, 2, 3>(s, w, outputs, rows, row_bytes, out, ld);
     case 4:
@@ -779,8 +792,22 @@ void run_as(
     case 6:
       return run_few<C, 2, 6>(s, w, outputs, rows, row_bytes, out, ld);
     default:
-      return run_panels<C>(s, w, outputs, rows, row_bytes, out, ld);
+      break;
   }
+  if (rows.count > few_rows) {
+    return run_panels<C>(s, w, outputs, rows, row_bytes, out, ld);
+  }
+  // Twice over the weights, which a cache still holds.
+  const int64_t half = (rows.count + 1) / 2;
+  Rows part{rows.prepared, half, rows.index};
+  run_as<C>(s, w, outputs, part, row_bytes, out, ld);
+  part.count = rows.count - half;
+  if (rows.index) {
+    part.index += half;
+  } else {
+    part.prepared += static_cast<size_t>(half) * row_bytes;
+  }
+  run_as<C>(s, w, outputs, part, row_bytes, out + half * ld, ld);
 }
 
 /// The functions for each Code, in its order.
