@@ -201,9 +201,16 @@ def _report(model: nn.Module, document: dict[str, Any], decode: Choice, prompt: 
         found.read(runner)
     if decode is None and prompt is None:
         found.patched = False
-        last = {name: phase["candidates"][-1]["why"] for name, phase in document["phases"].items()}
-        found.reasons = [f"{name}: stock was kept: {why}" for name, why in last.items()]
+        phases = document["phases"].items()
+        found.reasons = [f"{name}: stock was kept: {_last_word(phase)}" for name, phase in phases]
     object.__setattr__(model, "zmlx", found)
+
+
+def _last_word(phase: dict[str, Any]) -> str:
+    """Why stock stays: its last trial against stock, or what kept it from having one."""
+    candidates = phase["candidates"]
+    timed = [candidate for candidate in candidates if candidate["against"] == "stock"]
+    return (timed or candidates)[-1]["why"]
 
 
 def _bar(show: bool) -> Any:

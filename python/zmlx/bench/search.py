@@ -31,9 +31,9 @@ STEPS = 16
 A_A_PAIRS = 12
 # A shorter run is repeated: clocks and wake-ups would be most of it.
 RUN_SECONDS = 0.02
-# Of the budget, for one run of stock: about fourteen are needed.
+# Of the budget, for one run of stock: about sixteen are needed.
 STOCK_SHARE = 1 / 40
-LEAST_PROMPT, LEAST_STEPS = 4, 2
+LEAST_TOKENS = 2
 # One position's error is one value of few: it has more luck than the mean of all.
 POSITION_SLACK = 2.0
 
@@ -132,17 +132,13 @@ class Search:
 
     def _cut_stocks_share(self) -> None:
         """Shortens what stock has to do, where stock is slow, to its share of the budget."""
-        from mlx_lm.models.cache import make_prompt_cache
-
-        self.short, self.few = self.prompt[:LEAST_PROMPT], LEAST_STEPS
         mx.eval(self.model.parameters())
-        self._time_prompt(self.short)
         share = self.budget * STOCK_SHARE
-        token = self._time_prompt(self.short) / len(self.short)
-        self.short = self.prompt[: max(LEAST_PROMPT, int(share / max(token, 1e-9)))]
-        cache = make_prompt_cache(self.model)
-        step = self._time_steps(self.prompt[:LEAST_STEPS], cache) / LEAST_STEPS
-        self.few = min(STEPS, max(LEAST_STEPS, int(share / max(step, 1e-9))))
+        seconds = self._time_prompt(self.prompt[:LEAST_TOKENS])
+        if seconds < share:  # the first run is slower than others
+            seconds = self._time_prompt(self.prompt[:LEAST_TOKENS])
+        tokens = max(LEAST_TOKENS, int(LEAST_TOKENS * share / max(seconds, 1e-9)))
+        self.short, self.few = self.prompt[:tokens], min(STEPS, tokens)
         settings = self.document["settings"]
         settings["stock_prompt_tokens"], settings["stock_steps"] = len(self.short), self.few
 
@@ -205,8 +201,10 @@ class Search:
 
         def side(choice: Choice) -> Callable[[], float]:
             self.apply(name, choice)
-            run()  # warm-up
-            repeats = max(1, math.ceil(RUN_SECONDS / max(run(), RUN_SECONDS / 100)))
+            seconds = run()  # warm-up
+            if seconds < RUN_SECONDS:
+                seconds = run()
+            repeats = max(1, math.ceil(RUN_SECONDS / max(seconds, RUN_SECONDS / 100)))
 
             def timed() -> float:
                 self.apply(name, choice)
@@ -279,6 +277,8 @@ class Phase:
         self._measure_noise(everything)
         whole = everything == frozenset(parts)
         helps = self._against_stock("all patterns" if whole else "what is right", everything)
+        if not helps and not self.search.has_time():
+            return None
         best = self._leave_out(everything)
         if best != everything:
             if helps and not self._holds_up(everything, best):
