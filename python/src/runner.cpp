@@ -135,7 +135,8 @@ Graph Runner::capture_step(Key key) {
 
 std::shared_ptr<Step> Runner::find_step(Key key) {
   if (auto it = steps_.find(key); it != steps_.end()) {
-    return it->second;
+    it->second.last_use = ++uses_;
+    return it->second.step;
   }
   auto start = std::chrono::steady_clock::now();
   RewriteReport report;
@@ -168,9 +169,13 @@ std::shared_ptr<Step> Runner::find_step(Key key) {
   auto is_prompt = [](auto& entry) { return std::get<1>(entry.first) > 1; };
   if (static_cast<size_t>(std::count_if(steps_.begin(), steps_.end(), is_prompt)) >=
       kept_prompt_steps) {
-    steps_.erase(std::find_if(steps_.begin(), steps_.end(), is_prompt));
+    // Decode steps stay; of the prompts the one goes that was not used for longest.
+    steps_.erase(std::min_element(steps_.begin(), steps_.end(), [&](auto& a, auto& b) {
+      return std::make_pair(!is_prompt(a), a.second.last_use) <
+          std::make_pair(!is_prompt(b), b.second.last_use);
+    }));
   }
-  steps_.emplace(key, step);
+  steps_.emplace(key, KnownStep{step, ++uses_});
   return step;
 }
 

@@ -25,6 +25,12 @@ struct GuardedEntry {
   uintptr_t array_id = 0; // 0 when the value is no array
 };
 
+/// A planned step, or a null one where there is no plan, and when it was last used.
+struct KnownStep {
+  std::shared_ptr<Step> step;
+  uint64_t last_use = 0;
+};
+
 class Runner {
  public:
   /// `trace_step(arrays, padded)` runs the model on stand-in caches and returns logits and buffers;
@@ -85,7 +91,8 @@ class Runner {
   std::vector<std::pair<Shape, mx::Dtype>> buffers_; // (heads, head size) and dtype of each buffer
   RewriteOptions options_;
   RewriteReport report_;
-  std::map<Key, std::shared_ptr<Step>> steps_; // a null step cannot be planned
+  std::map<Key, KnownStep> steps_;
+  uint64_t uses_ = 0;
 };
 
 } // namespace zmlx

@@ -16,7 +16,7 @@ from rich.table import Table
 
 import zmlx
 from zmlx import presets
-from zmlx.bench import capsule, compare, report
+from zmlx.bench import batch, capsule, compare, report
 from zmlx.bench.inference import Benchmark, Options
 from zmlx.bench.progress import Bar
 from zmlx.bench.statistics import CONFIDENCE
@@ -55,6 +55,8 @@ def cli() -> None:
 def bench() -> None:
     """Measures against stock MLX."""
 
+
+bench.add_command(batch.command)
 
 PRESET_OPTIONS = [
     click.option("--dtype", type=click.Choice(list(presets.DTYPES)), help="Of the activations."),

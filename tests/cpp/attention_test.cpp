@@ -212,7 +212,7 @@ TEST(Attention, TakesMasksThatBroadcast) {
     auto q = random({2, 4, tokens, 32}, 1);
     auto keys = random({2, 2, 70, 32}, 2);
     auto values = random({2, 2, 70, 32}, 3);
-    for (mx::Shape shape :
+    for (const mx::Shape& shape :
          {mx::Shape{},
           {70},
           {1, 70},

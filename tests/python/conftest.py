@@ -50,7 +50,7 @@ def _loaded(preset_folder: Callable[..., str]) -> Callable[..., tuple[Any, Any]]
 
 @pytest.fixture
 def load(_loaded: Callable[..., tuple[Any, Any]]) -> Iterator[Callable[..., tuple[Any, Any]]]:
-    """`load(name, **settings)` gives (model, tokenizer); what a test patches is unpatched after it."""
+    """`load(name, **settings)` gives (model, tokenizer), unpatched again after the test."""
     used: list[Any] = []
 
     def one(name: str, **settings: Any) -> tuple[Any, Any]:

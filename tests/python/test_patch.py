@@ -1,4 +1,4 @@
-"""A patched model computes what the model computes, whatever one does with its caches, and can be undone."""
+"""A patched model computes what the model does, whatever happens to caches, and can be undone."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def tokens_of(count: int, seed: int = 0, batch: int = 1) -> mx.array:
     return mx.random.randint(0, 512, (batch, count)).astype(mx.int32)
 
 
-def greedy(model: nn.Module, prompt: mx.array, count: int, cache: list[Any] | None = None) -> list[int]:
+def greedy(
+    model: nn.Module, prompt: mx.array, count: int, cache: list[Any] | None = None
+) -> list[int]:
     cache = cache or make_prompt_cache(model)
     logits = model(prompt, cache=cache)
     tokens = []
@@ -109,9 +111,11 @@ def test_no_node_of_mlx_is_left_in_the_plan(load: Any, name: str) -> None:
 def test_the_report_names_patterns_nodes_and_bytes(load: Any) -> None:
     model, _ = load("tiny-moe")
     report = patch(model).zmlx
-    assert report.patched and not report.reasons
+    assert report.patched
+    assert not report.reasons
     assert report.nodes_before > report.nodes_after > report.launches > 0
-    assert report.bytes_per_token > 0 and report.seconds > 0
+    assert report.bytes_per_token > 0
+    assert report.seconds > 0
     assert "launches" in str(report)
 
 
@@ -122,7 +126,8 @@ def test_the_cache_grows_past_its_first_buffer(load: Any) -> None:
     patch(model)
     cache = make_prompt_cache(model)
     assert greedy(model, prompt, 20, cache) == expected
-    assert cache[0].offset == 270 and cache[0].keys.shape[2] == 512
+    assert cache[0].offset == 270
+    assert cache[0].keys.shape[2] == 512
 
 
 def test_prompts_of_any_split_give_the_same_logits(load: Any) -> None:
@@ -183,7 +188,9 @@ def test_a_deep_copied_cache_goes_its_own_way(load: Any) -> None:
 def test_two_generations_from_one_prompt_cache_do_not_disturb_each_other(load: Any) -> None:
     model, _ = load("tiny-qwen3", dtype="float32")
     prompt = tokens_of(12)
-    expected = [greedy(model, mx.concatenate([prompt, tokens_of(2, s)], axis=1), 12) for s in (1, 2)]
+    expected = [
+        greedy(model, mx.concatenate([prompt, tokens_of(2, s)], axis=1), 12) for s in (1, 2)
+    ]
     patch(model)
     shared = make_prompt_cache(model)
     model(prompt, cache=shared)
@@ -425,10 +432,13 @@ def test_unpatch_restores_the_object_exactly(load: Any) -> None:
     model, _ = load("tiny-moe")
     cls, attributes, items = type(model), dict(vars(model)), dict(model)
     patch(model)
-    assert isinstance(model, cls) and type(model).__name__ == cls.__name__
+    assert isinstance(model, cls)
+    assert type(model).__name__ == cls.__name__
     assert unpatch(model) is model
-    assert type(model) is cls and vars(model) == attributes
-    assert all(model[key] is value for key, value in items.items()) and len(model) == len(items)
+    assert type(model) is cls
+    assert vars(model) == attributes
+    assert all(model[key] is value for key, value in items.items())
+    assert len(model) == len(items)
     unpatch(model)
     assert not is_patched(model)
 
@@ -461,8 +471,10 @@ def test_a_copied_or_pickled_model_is_the_model_unpatched(load: Any) -> None:
     cls = type(model)
     patch(model)
     other = copy.deepcopy(model)
-    assert type(other) is cls and not hasattr(other, "zmlx")
-    assert is_patched(model) and model.zmlx.patched
+    assert type(other) is cls
+    assert not hasattr(other, "zmlx")
+    assert is_patched(model)
+    assert model.zmlx.patched
     patched = model.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
     unpatch(model)
     stock = model.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
@@ -531,10 +543,14 @@ def test_exact_rounds_where_the_unfused_graph_rounds(load: Any) -> None:
 def test_a_model_with_another_cache_is_left_with_the_reason(load: Any, monkeypatch: Any) -> None:
     model, _ = load("tiny-qwen3")
     monkeypatch.setattr(
-        type(model), "make_cache", lambda self: [RotatingKVCache(64) for _ in self.layers], raising=False
+        type(model),
+        "make_cache",
+        lambda self: [RotatingKVCache(64) for _ in self.layers],
+        raising=False,
     )
     patch(model)
-    assert not is_patched(model) and not model.zmlx.patched
+    assert not is_patched(model)
+    assert not model.zmlx.patched
     assert model.zmlx.reasons == ["cache type RotatingKVCache"]
     assert "left as it was" in str(model.zmlx)
     unpatch(model)

@@ -86,7 +86,7 @@ mx::array rope_reference(
     const mx::array& inv_freq,
     const cpu::Rope& rope) {
   int dims = static_cast<int>(rope.dims);
-  auto end = x.shape();
+  const auto& end = x.shape();
   auto rotated = end;
   rotated[3] = dims;
   mx::Shape first = {0, 0, 0, 0};
