@@ -139,6 +139,16 @@ def test_prompts_of_any_split_give_the_same_logits(load: Any) -> None:
         assert distance(steps(model, tokens, chunks), whole) < 1e-5
 
 
+def test_more_prompt_lengths_than_plans_are_kept(load: Any) -> None:
+    model, _ = load("tiny-qwen3", dtype="float32")
+    tokens = tokens_of(24)
+    expected = steps(model, tokens, [24])
+    patch(model)
+    for length in [*range(2, 24), 2, 23]:
+        assert distance(steps(model, tokens, [length]), expected[:, :length]) < 2e-5
+    assert not model.zmlx.stock_calls
+
+
 def test_without_a_cache_the_logits_are_the_same(load: Any) -> None:
     model, _ = load("tiny-moe", dtype="float32")
     tokens = tokens_of(13)
