@@ -33,7 +33,7 @@ cpp_files := $(cpp_sources) $(sort $(shell find tests -name '*.cpp' -o -name '*.
 tidy_files := $(filter-out tests/cmake_consumer/%, $(filter %.cpp, $(cpp_files)))
 configure := --log-level=WARNING -DPython_EXECUTABLE=$(bin)/python
 
-.PHONY: build test test-cpp test-python bench lint format asan tsan clean help
+.PHONY: build test test-cpp test-python bench lint format asan tsan arm clean help
 
 help: ## Lists these targets
 	@sed -n 's/^\([a-z -]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -68,6 +68,13 @@ asan tsan: $(done)/tools $(done)/gtest ## Runs the C++ tests under sanitizers (a
 	cmake --preset $@ $(configure)
 	cmake --build --preset $@
 	ctest --preset $@
+
+arm: $(done)/tools $(done)/gtest ## Builds the kernels for 64-bit Arm and runs their tests in an emulator
+	tools/system.sh g++-aarch64-linux-gnu qemu-user-static
+	cmake -S . -B build/arm -G Ninja --log-level=WARNING -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake \
+	  -DZMLX_KERNELS_ONLY=ON -DZMLX_BUILD_TESTS=ON -DZMLX_WERROR=$(WERROR)
+	cmake --build build/arm
+	ctest --test-dir build/arm --output-on-failure
 
 clean: ## Removes everything that these targets made
 	rm -rf .venv build

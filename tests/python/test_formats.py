@@ -1,4 +1,4 @@
-"""Models in every weight format of MLX are patched whole, and compute what a float32 run computes."""
+"""Models in every weight format of MLX are patched whole, and compute what float32 computes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def quantised(
     group: int,
     of_router: tuple[str, int, int] | None = None,
 ) -> nn.Module:
-    """A copy of an unquantised model, quantised in memory as mlx_lm does, the router in a format of its own."""
+    """A copy quantised in memory as mlx_lm does, the router in a format of its own if asked."""
     other = copy.deepcopy(model)
 
     def settings(path: str, module: nn.Module) -> bool | dict[str, Any]:
@@ -113,7 +113,8 @@ def test_float32_activations_give_the_tokens_of_stock(
     model = quantised(load("tiny-moe", bits=None, dtype="float32")[0], mode, bits, group)
     expected = greedy(model, tokens_of(13), 20)
     assert greedy(patch(model), tokens_of(13), 20) == expected
-    assert model.zmlx.patched and not model.zmlx.stock_calls
+    assert model.zmlx.patched
+    assert not model.zmlx.stock_calls
 
 
 @pytest.mark.parametrize("mode", ["mxfp4", "nvfp4"])

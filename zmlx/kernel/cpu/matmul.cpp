@@ -4,6 +4,7 @@
 
 #include <cstring>
 
+#include "zmlx/kernel/cpu/instruction_sets.h"
 #include "zmlx/kernel/cpu/matmul_kernels.h"
 #include "zmlx/kernel/cpu/rows.h"
 
@@ -12,7 +13,7 @@ namespace {
 
 const MatmulKernels* pick(const MatmulShape& shape) {
   auto* bf16 = bf16_matmul();
-  return bf16 && shape.dtype == Dtype::bf16 ? bf16 : portable_matmul();
+  return bf16 && shape.dtype == Dtype::bf16 && !is_restricted() ? bf16 : portable_matmul();
 }
 
 /// Bytes of one normalised row.

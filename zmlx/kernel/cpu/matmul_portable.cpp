@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <array>
 
+#include "zmlx/kernel/cpu/instruction_sets.h"
 #include "zmlx/kernel/cpu/matmul_kernels.h"
 #include "zmlx/kernel/cpu/minifloat.h"
 #include "zmlx/kernel/cpu/simd_math-inl.h"
@@ -611,13 +612,11 @@ const MatmulKernels* portable_matmul() {
 
 std::vector<const MatmulKernels*> portable_matmuls() {
   std::vector<const MatmulKernels*> list;
-  for (int64_t rest = hwy::SupportedTargets() & HWY_TARGETS; rest; rest &= rest - 1) {
-    hwy::SetSupportedTargetsForTest(rest & -rest);
-    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+  for (auto& name : instruction_sets()) {
+    use_instruction_set(name);
     list.push_back(portable_matmul());
   }
-  hwy::SetSupportedTargetsForTest(0);
-  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+  use_instruction_set("");
   return list;
 }
 

@@ -176,31 +176,31 @@ HWY_EXPORT(dequantise);
 namespace cpu {
 
 void load_row(Dtype dtype, const void* from, float* to, int64_t n) {
-  HWY_DYNAMIC_DISPATCH(zmlx::load_row)(dtype, from, to, n);
+  HWY_DYNAMIC_DISPATCH(load_row)(dtype, from, to, n);
 }
 
 void store_row(Dtype dtype, const float* from, void* to, int64_t n) {
-  HWY_DYNAMIC_DISPATCH(zmlx::store_row)(dtype, from, to, n);
+  HWY_DYNAMIC_DISPATCH(store_row)(dtype, from, to, n);
 }
 
 void round_row(Dtype dtype, float* x, int64_t n) {
-  HWY_DYNAMIC_DISPATCH(zmlx::round_row)(dtype, x, n);
+  HWY_DYNAMIC_DISPATCH(round_row)(dtype, x, n);
 }
 
 void rms_norm_row(Dtype dtype, const void* x, const void* weight, float eps, void* out, int64_t n) {
-  HWY_DYNAMIC_DISPATCH(zmlx::rms_norm_row)(dtype, x, weight, eps, out, n);
+  HWY_DYNAMIC_DISPATCH(rms_norm_row)(dtype, x, weight, eps, out, n);
 }
 
 void swiglu_row(Dtype dtype, float* gate, const float* up, int64_t n, bool exact) {
-  HWY_DYNAMIC_DISPATCH(zmlx::swiglu_row)(dtype, gate, up, n, exact);
+  HWY_DYNAMIC_DISPATCH(swiglu_row)(dtype, gate, up, n, exact);
 }
 
 void scale_row(float scale, float* x, int64_t n) {
-  HWY_DYNAMIC_DISPATCH(zmlx::scale_row)(scale, x, n);
+  HWY_DYNAMIC_DISPATCH(scale_row)(scale, x, n);
 }
 
 void axpy_row(float scale, const float* x, float* acc, int64_t n) {
-  HWY_DYNAMIC_DISPATCH(zmlx::axpy_row)(scale, x, acc, n);
+  HWY_DYNAMIC_DISPATCH(axpy_row)(scale, x, acc, n);
 }
 
 void dequantise(
@@ -210,7 +210,7 @@ void dequantise(
     int64_t first,
     int64_t n,
     float* to) {
-  HWY_DYNAMIC_DISPATCH(zmlx::dequantise)(dtype, format, weight, first, n, to);
+  HWY_DYNAMIC_DISPATCH(dequantise)(dtype, format, weight, first, n, to);
 }
 
 } // namespace cpu
