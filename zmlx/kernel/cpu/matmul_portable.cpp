@@ -39,8 +39,7 @@ int64_t round_up(int64_t n, int64_t step) {
 
 /// Whole 32-bit words that hold whole codes: a lane takes one such unit.
 constexpr int unit_words(Code code) {
-  return code == Code::affine3 || code == Code::affine5 || code == Code::affine6 ? bits_of(code)
-                                                                                 : 1;
+  return code == Code::affine5 ? 5 : code == Code::affine3 || code == Code::affine6 ? 3 : 1;
 }
 
 /// Codes of a unit, each in its own plane.
@@ -160,6 +159,27 @@ HWY_INLINE Floats value_of(const hn::Vec<U32>* words, int c) {
   }
 }
 
+/// Where word j of lane i's unit lies in N vectors that hold the units one after the other. N is
+/// odd, so that word j of different lanes lies in different places of their vectors.
+template <int N>
+struct UnitPlaces {
+  static constexpr int count = static_cast<int>(hn::MaxLanes(F32()));
+  alignas(64) uint32_t vector[N][count] = {}; // by place
+  alignas(64) int32_t place[N][count] = {}; // by lane
+
+  constexpr UnitPlaces() {
+    for (int j = 0; j < N; ++j) {
+      for (int i = 0; i < count; ++i) {
+        const int at = i * N + j;
+        vector[j][at % count] = static_cast<uint32_t>(at / count);
+        place[j][i] = at % count;
+      }
+    }
+  }
+};
+template <int N>
+constexpr UnitPlaces<N> unit_places;
+
 /// A unit a lane, from number `unit` of a row of `units`; zero past its end.
 template <Code C>
 HWY_INLINE void load_units(const uint32_t* row, int64_t unit, int64_t units, hn::Vec<U32>* words) {
@@ -175,10 +195,18 @@ HWY_INLINE void load_units(const uint32_t* row, int64_t unit, int64_t units, hn:
   if constexpr (n == 1) {
     words[0] = hn::LoadU(U32(), from);
   } else {
-    const hn::Rebind<int32_t, F32> di;
-    const auto at = hn::Mul(hn::Iota(di, 0), hn::Set(di, n));
-    for (int i = 0; i < n; ++i) {
-      words[i] = hn::GatherIndex(U32(), from + i, at);
+    hn::Vec<U32> raw[n];
+    for (int v = 0; v < n; ++v) {
+      raw[v] = hn::LoadU(U32(), from + v * step);
+    }
+    for (int j = 0; j < n; ++j) {
+      const auto vector = hn::Load(U32(), unit_places<n>.vector[j]);
+      auto mixed = raw[0];
+      for (int v = 1; v < n; ++v) {
+        const auto here = hn::Eq(vector, hn::Set(U32(), static_cast<uint32_t>(v)));
+        mixed = hn::IfThenElse(here, raw[v], mixed);
+      }
+      words[j] = hn::TableLookupLanes(mixed, hn::SetTableIndices(U32(), unit_places<n>.place[j]));
     }
   }
 }
