@@ -780,9 +780,9 @@ void run_as(
     case 0:
       return;
     case 1:
-      return run_few<C, 4, 1>(s, w, outputs, rows, row_bytes, out, ld);
-    case 2: // two weight rows of 8-bit codes at a time: four are more than the registers hold
-      return run_few < C, C == Code::affine8 ? 2 : 4, 2 > (s, w, outputs, rows, row_bytes, out, ld);
+      return run_few < C, C == Code::dense ? 2 : 4, 1 > (s, w, outputs, rows, row_bytes, out, ld);
+    case 2:
+      return run_few<C, 2, 2>(s, w, outputs, rows, row_bytes, out, ld);
     case 3:
       return run_few<C, 2, 3>(s, w, outputs, rows, row_bytes, out, ld);
     case 4:
