@@ -2,6 +2,7 @@
 // cache (prompts), beside what the same team reads of plain memory.
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <string>
@@ -96,12 +97,16 @@ void matmul(benchmark::State& state, Dtype dtype, WeightFormat f, int64_t n, int
 /// The sum of all words, in as many chains of additions as fill a core's loads.
 uint64_t read_all(Team& team, const std::vector<std::byte>& memory) {
   constexpr int64_t chains = 32;
+  constexpr int64_t ahead = 1024; // words that are fetched before they are needed, as kernels do
   std::atomic<uint64_t> total{0};
   auto* words = reinterpret_cast<const uint64_t*>(memory.data());
   team.run([&](Member& member) {
     uint64_t sums[chains] = {};
     const Range mine = member.split(static_cast<int64_t>(memory.size() / 8), chains);
     for (int64_t i = mine.begin; i < mine.end; i += chains) {
+      for (int64_t line = 0; line < chains; line += 8) {
+        __builtin_prefetch(words + std::min(i + ahead + line, mine.end - 1));
+      }
       for (int64_t j = 0; j < chains; ++j) {
         sums[j] += words[i + j];
       }
