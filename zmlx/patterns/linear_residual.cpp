@@ -1,15 +1,11 @@
 // zmlx/patterns/linear_residual.cpp: a linear layer plus a residual.
-#include "mlx/ops.h"
+#include "zmlx/patterns/residual.h"
 #include "zmlx/patterns/weights.h"
 
 namespace zmlx {
 namespace {
 
 // Variables: the op's own, then the residual.
-Arrays find(const Arrays& v, const Attrs& attrs) {
-  return {v.back() + call("linear", {v.begin(), v.end() - 1}, attrs)[0]};
-}
-
 std::vector<Example> fires() {
   std::vector<Example> examples;
   for (auto& format : example_formats()) {
@@ -36,33 +32,14 @@ std::vector<Example> fires() {
   return examples;
 }
 
-std::optional<Attrs> read(const Match& match) {
-  auto& attrs = match.node("linear").attrs;
-  return attrs.integer("residual", 0) || attrs.integer("outputs") != 1 ? std::nullopt
-                                                                       : std::optional(attrs);
-}
-
-Arrays put(const Arrays& v, const Attrs& attrs) {
-  return call("linear", v, with(attrs, {{"residual", int64_t{1}}}));
-}
-
-Arrays difference(const Arrays& v, const Attrs& attrs) {
-  return {v.back() - call("linear", {v.begin(), v.end() - 1}, attrs)[0]};
-}
-
-Arrays with_result_used_elsewhere(const Arrays& v, const Attrs& attrs) {
-  auto y = call("linear", {v.begin(), v.end() - 1}, attrs)[0];
-  return {v.back() + y, mx::abs(y)};
-}
-
 ZMLX_PATTERN(linear_residual)
     .stage(4)
-    .find(find)
+    .find(plus_residual("linear"))
     .fires(fires)
-    .attrs(read)
-    .put(put)
-    .keeps("a difference", difference, [] { return fires()[0]; })
-    .keeps("the op's own result is used elsewhere", with_result_used_elsewhere, [] {
+    .attrs(without_residual("linear"))
+    .put(with_residual("linear"))
+    .keeps("a difference", residual_less("linear"), [] { return fires()[0]; })
+    .keeps("the op's own result is used elsewhere", residual_and_result("linear"), [] {
       return fires()[0];
     });
 

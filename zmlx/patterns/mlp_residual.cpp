@@ -1,15 +1,11 @@
 // zmlx/patterns/mlp_residual.cpp: an MLP plus a residual.
-#include "mlx/ops.h"
+#include "zmlx/patterns/residual.h"
 #include "zmlx/patterns/weights.h"
 
 namespace zmlx {
 namespace {
 
 // Variables: the op's own, then the residual.
-Arrays find(const Arrays& v, const Attrs& attrs) {
-  return {v.back() + call("mlp", {v.begin(), v.end() - 1}, attrs)[0]};
-}
-
 std::vector<Example> fires() {
   std::vector<Example> examples;
   for (auto& format : example_formats()) {
@@ -34,32 +30,14 @@ std::vector<Example> fires() {
   return examples;
 }
 
-std::optional<Attrs> read(const Match& match) {
-  auto& attrs = match.node("mlp").attrs;
-  return attrs.integer("residual", 0) ? std::nullopt : std::optional(attrs);
-}
-
-Arrays put(const Arrays& v, const Attrs& attrs) {
-  return call("mlp", v, with(attrs, {{"residual", int64_t{1}}}));
-}
-
-Arrays difference(const Arrays& v, const Attrs& attrs) {
-  return {v.back() - call("mlp", {v.begin(), v.end() - 1}, attrs)[0]};
-}
-
-Arrays with_result_used_elsewhere(const Arrays& v, const Attrs& attrs) {
-  auto y = call("mlp", {v.begin(), v.end() - 1}, attrs)[0];
-  return {v.back() + y, mx::abs(y)};
-}
-
 ZMLX_PATTERN(mlp_residual)
     .stage(4)
-    .find(find)
+    .find(plus_residual("mlp"))
     .fires(fires)
-    .attrs(read)
-    .put(put)
-    .keeps("a difference", difference, [] { return fires()[0]; })
-    .keeps("the op's own result is used elsewhere", with_result_used_elsewhere, [] {
+    .attrs(without_residual("mlp"))
+    .put(with_residual("mlp"))
+    .keeps("a difference", residual_less("mlp"), [] { return fires()[0]; })
+    .keeps("the op's own result is used elsewhere", residual_and_result("mlp"), [] {
       return fires()[0];
     });
 

@@ -61,6 +61,8 @@ class Fused : public mx::Primitive {
   }
 
  private:
+  struct Differentiated;
+
   const Op& op_;
   Attrs attrs_;
 };
@@ -141,19 +143,28 @@ void Fused::eval_gpu(const Arrays&, Arrays&) {
   fail(name(), "this build has no GPU kernels; use the CPU device.");
 }
 
-Arrays Fused::jvp(const Arrays& primals, const Arrays& tangents, const std::vector<int>& argnums) {
-  auto of_arguments = [&](const Arrays& chosen) {
-    Arrays all = primals;
-    for (size_t i = 0; i < argnums.size(); ++i) {
-      all[static_cast<size_t>(argnums[i])] = chosen[i];
+/// The reference as a function of the arguments `argnums` alone, and those arguments.
+struct Fused::Differentiated {
+  Differentiated(const Fused& fused, const Arrays& primals, const std::vector<int>& argnums) {
+    for (int i : argnums) {
+      chosen.push_back(primals[static_cast<size_t>(i)]);
     }
-    return op_.reference(all, attrs_);
-  };
-  Arrays chosen;
-  for (int i : argnums) {
-    chosen.push_back(primals[static_cast<size_t>(i)]);
+    reference = [&fused, &primals, &argnums](const Arrays& arguments) {
+      Arrays all = primals;
+      for (size_t i = 0; i < argnums.size(); ++i) {
+        all[static_cast<size_t>(argnums[i])] = arguments[i];
+      }
+      return fused.op_.reference(all, fused.attrs_);
+    };
   }
-  return mx::jvp(of_arguments, chosen, tangents).second;
+
+  Arrays chosen;
+  std::function<Arrays(const Arrays&)> reference;
+};
+
+Arrays Fused::jvp(const Arrays& primals, const Arrays& tangents, const std::vector<int>& argnums) {
+  Differentiated of(*this, primals, argnums);
+  return mx::jvp(of.reference, of.chosen, tangents).second;
 }
 
 Arrays Fused::vjp(
@@ -161,18 +172,8 @@ Arrays Fused::vjp(
     const Arrays& cotangents,
     const std::vector<int>& argnums,
     const Arrays&) {
-  auto of_arguments = [&](const Arrays& chosen) {
-    Arrays all = primals;
-    for (size_t i = 0; i < argnums.size(); ++i) {
-      all[static_cast<size_t>(argnums[i])] = chosen[i];
-    }
-    return op_.reference(all, attrs_);
-  };
-  Arrays chosen;
-  for (int i : argnums) {
-    chosen.push_back(primals[static_cast<size_t>(i)]);
-  }
-  return mx::vjp(of_arguments, chosen, cotangents).second;
+  Differentiated of(*this, primals, argnums);
+  return mx::vjp(of.reference, of.chosen, cotangents).second;
 }
 
 std::pair<Arrays, std::vector<int>> Fused::vmap(
