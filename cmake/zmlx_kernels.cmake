@@ -7,7 +7,12 @@ set(ZMLX_GTEST_SOURCE /usr/src/googletest CACHE PATH "GoogleTest's source")
 file(MAKE_DIRECTORY ${PROJECT_BINARY_DIR}/headers)
 file(CREATE_LINK ${ZMLX_HIGHWAY_INCLUDE}/hwy ${PROJECT_BINARY_DIR}/headers/hwy SYMBOLIC)
 
-file(GLOB zmlx_kernel_sources CONFIGURE_DEPENDS zmlx/kernel/cpu/*.cpp)
+set(zmlx_kernel_sources
+  zmlx/kernel/cpu/instruction_sets.cpp
+  zmlx/kernel/cpu/matmul.cpp
+  zmlx/kernel/cpu/matmul_avx512bf16.cpp
+  zmlx/kernel/cpu/matmul_portable.cpp
+  zmlx/kernel/cpu/rows.cpp)
 add_library(zmlx_kernels STATIC ${zmlx_kernel_sources} zmlx/runtime/team.cpp zmlx/runtime/tensor.cpp)
 target_include_directories(zmlx_kernels PUBLIC ${PROJECT_SOURCE_DIR})
 target_include_directories(zmlx_kernels SYSTEM PUBLIC ${PROJECT_BINARY_DIR}/headers)

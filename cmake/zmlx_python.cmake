@@ -14,10 +14,17 @@ endif()
 # The exact version: mx.array is shared only between extensions of the same nanobind internals.
 find_package(nanobind 3.1.0 EXACT CONFIG REQUIRED)
 
-file(GLOB zmlx_extension_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/python/src/*.cpp)
-nanobind_add_module(_ext NB_STATIC NB_DOMAIN mlx NB_SUPPRESS_WARNINGS ${zmlx_extension_sources})
+nanobind_add_module(_ext NB_STATIC NB_DOMAIN mlx NB_SUPPRESS_WARNINGS
+  ${PROJECT_SOURCE_DIR}/python/src/ext.cpp
+  ${PROJECT_SOURCE_DIR}/python/src/runner.cpp)
 target_link_libraries(_ext PRIVATE zmlx zmlx_options)
+nanobind_add_stub(_ext_stub
+  MODULE _ext
+  OUTPUT ${PROJECT_BINARY_DIR}/_ext.pyi
+  PYTHON_PATH $<TARGET_FILE_DIR:_ext>
+  DEPENDS _ext)
 if(SKBUILD)
+  install(FILES ${PROJECT_BINARY_DIR}/_ext.pyi DESTINATION .)
   set_target_properties(_ext PROPERTIES INSTALL_RPATH "$ORIGIN/lib;$ORIGIN/../mlx/lib")
   install(TARGETS _ext LIBRARY DESTINATION .)
 endif()
