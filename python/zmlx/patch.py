@@ -241,7 +241,8 @@ def patch(
         model: a model from `mlx_lm.load`.
         patterns: names of the patterns to use, by default all.
         exclude: names of patterns not to use.
-        exact: round intermediate values where the unfused graph rounds them.
+        exact: round intermediate values where the unfused graph rounds them; attention's scores
+            stay in float32.
         verbose: print the report.
 
     Returns:
