@@ -1,5 +1,5 @@
 // zmlx/patterns/linears.cpp: lifting reshapes out of linear layers, and merging layers that read
-// the same input. pattern.
+// the same input.
 #include "zmlx/patterns/linears.h"
 
 #include <algorithm>

@@ -271,17 +271,7 @@ void Execute::eval_cpu(const Arrays&, Arrays& outputs) {
 
   std::vector<Tensor> in;
   for (auto& a : inputs) {
-    if (a.flags().row_contiguous) {
-      in.push_back(tensor_of(a));
-      continue;
-    }
-    mx::array packed(a.shape(), a.dtype(), nullptr, {});
-    packed.set_data(mx::allocator::malloc(packed.nbytes()));
-    encoder.add_temporary(packed);
-    in.push_back(tensor_of(packed));
-    encoder.dispatch([from = a, to = packed.data<char>()] {
-      copy_packed(from, reinterpret_cast<std::byte*>(to));
-    });
+    in.push_back(packed_tensor(a, encoder));
   }
 
   Run run{executable_, {}, {}, {}, {}};

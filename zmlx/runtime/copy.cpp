@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "mlx/allocator.h"
 #include "zmlx/graph/capture.h"
 
 namespace zmlx {
@@ -38,6 +39,19 @@ void copy_packed(const mx::array& from, std::byte* to) {
       index[static_cast<size_t>(d)] = 0;
     }
   }
+}
+
+Tensor packed_tensor(const mx::array& a, mx::cpu::CommandEncoder& encoder) {
+  if (a.flags().row_contiguous) {
+    return tensor_of(a);
+  }
+  mx::array packed(a.shape(), a.dtype(), nullptr, {});
+  packed.set_data(mx::allocator::malloc(packed.nbytes()));
+  encoder.add_temporary(packed);
+  encoder.dispatch([from = a, to = packed.data<char>()] {
+    copy_packed(from, reinterpret_cast<std::byte*>(to));
+  });
+  return tensor_of(packed);
 }
 
 } // namespace zmlx

@@ -94,17 +94,7 @@ void Fused::eval_cpu(const Arrays& inputs, Arrays& outputs) {
   }
   for (auto& in : inputs) {
     encoder.set_input_array(in);
-    if (in.flags().row_contiguous) {
-      task.in.push_back(tensor_of(in));
-      continue;
-    }
-    mx::array packed(in.shape(), in.dtype(), nullptr, {});
-    packed.set_data(mx::allocator::malloc(packed.nbytes()));
-    encoder.add_temporary(packed);
-    task.in.push_back(tensor_of(packed));
-    encoder.dispatch([in = mx::array::unsafe_weak_copy(in), to = packed.data<char>()] {
-      copy_packed(in, reinterpret_cast<std::byte*>(to));
-    });
+    task.in.push_back(packed_tensor(in, encoder));
   }
   std::vector<const mx::array*> overwrites(outputs.size(), nullptr);
   for (auto [output, input] : op_.in_place) {
