@@ -123,8 +123,7 @@ run_kernel(const Op& op, Arrays inputs, const Attrs& attrs, Team& team) {
     out.push_back({memory.back().data(), type});
   }
   for (auto [output, input] : op.in_place) {
-    auto& from =
-        in[input < 0 ? in.size() - static_cast<size_t>(-input) : static_cast<size_t>(input)];
+    auto& from = in[in_place_input(input, in.size())];
     auto& to = out[static_cast<size_t>(output)];
     if (from.type.bytes()) {
       std::memcpy(to.data, from.data, from.type.bytes());

@@ -63,6 +63,11 @@ struct Op {
   std::vector<Case> cases;
 };
 
+/// The position, among `count` inputs, of an input that Op::in_place names.
+inline size_t in_place_input(int input, size_t count) {
+  return input < 0 ? count - static_cast<size_t>(-input) : static_cast<size_t>(input);
+}
+
 /// All ops, sorted by name.
 const std::vector<const Op*>& all_ops();
 /// The op of that name, or nullptr.

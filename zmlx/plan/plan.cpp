@@ -55,8 +55,8 @@ class Planner {
         roots_[{id, 0}] = root(node.inputs[0]);
       } else if (auto* op = find_op(node.kind)) {
         for (auto [output, input] : op->in_place) {
-          int from = input < 0 ? static_cast<int>(node.inputs.size()) + input : input;
-          roots_[{id, output}] = root(node.inputs[static_cast<size_t>(from)]);
+          size_t from = in_place_input(input, node.inputs.size());
+          roots_[{id, output}] = root(node.inputs[from]);
         }
       }
     }

@@ -98,9 +98,7 @@ void Fused::eval_cpu(const Arrays& inputs, Arrays& outputs) {
   }
   std::vector<const mx::array*> overwrites(outputs.size(), nullptr);
   for (auto [output, input] : op_.in_place) {
-    overwrites[static_cast<size_t>(output)] =
-        &inputs
-            [input < 0 ? inputs.size() - static_cast<size_t>(-input) : static_cast<size_t>(input)];
+    overwrites[static_cast<size_t>(output)] = &inputs[in_place_input(input, inputs.size())];
   }
   for (size_t i = 0; i < outputs.size(); ++i) {
     auto& out = outputs[i];
