@@ -62,6 +62,11 @@ OpBuilder& OpBuilder::cpu(decltype(Op::cpu) fn) {
   return *this;
 }
 
+OpBuilder& OpBuilder::cuda(decltype(Op::cuda) fn) {
+  op_.cuda = std::move(fn);
+  return *this;
+}
+
 OpBuilder& OpBuilder::traffic(decltype(Op::traffic) fn) {
   op_.traffic = std::move(fn);
   return *this;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "mlx/array.h"
+#include "zmlx/kernel/cuda/launch.h"
 #include "zmlx/ops/attrs.h"
 #include "zmlx/runtime/team.h"
 #include "zmlx/runtime/tensor.h"
@@ -54,6 +55,10 @@ struct Op {
   std::function<Arrays(const Arrays&, const Attrs&)> reference;
   /// The CPU kernel for these input types; an empty `run` when it has none for them.
   std::function<CpuKernel(const Types& in, const Types& out, const Attrs&)> cpu;
+  /// The CUDA kernel for these types on that device; empty when it has none for them. A dimension
+  /// that varies from run to run (a KV buffer's capacity) must be passed as in_dim() or out_dim().
+  std::function<cuda::Kernel(const Types& in, const Types& out, const Attrs&, const cuda::Device&)>
+      cuda;
   /// Bytes that one run reads and writes, where that is not all of the inputs and outputs (experts
   /// not chosen).
   std::function<size_t(const Types& in, const Types& out, const Attrs&)> traffic;
@@ -82,6 +87,7 @@ class OpBuilder {
   OpBuilder& types(decltype(Op::types) fn);
   OpBuilder& reference(decltype(Op::reference) fn);
   OpBuilder& cpu(decltype(Op::cpu) fn);
+  OpBuilder& cuda(decltype(Op::cuda) fn);
   OpBuilder& traffic(decltype(Op::traffic) fn);
   OpBuilder& in_place(int output, int input);
   OpBuilder& cases(std::vector<Case> list);

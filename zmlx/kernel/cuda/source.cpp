@@ -1,0 +1,49 @@
+// zmlx/kernel/cuda/source.cpp: finds a source's text and puts its includes in place.
+#include "zmlx/kernel/cuda/source.h"
+
+#include <algorithm>
+#include <set>
+
+#include "zmlx/kernel/cuda/launch.h"
+#include "zmlx/runtime/error.h"
+
+namespace zmlx::cuda {
+namespace {
+
+const char* text_of(std::string_view path) {
+  for (auto* source = source_texts; source->path; ++source) {
+    if (source->path == path) {
+      return source->text;
+    }
+  }
+  fail("cuda", "there is no kernel source named ", path, ".");
+}
+
+void append(std::string& out, std::string_view path, std::set<std::string, std::less<>>& seen) {
+  constexpr std::string_view include = "#include \"zmlx/";
+  if (!seen.emplace(path).second) {
+    return;
+  }
+  std::string_view text = text_of(path);
+  while (!text.empty()) {
+    auto line = text.substr(0, text.find('\n'));
+    text.remove_prefix(std::min(text.size(), line.size() + 1));
+    if (line.starts_with(include)) {
+      auto name = line.substr(include.size() - 5);
+      append(out, name.substr(0, name.find('"')), seen);
+    } else if (line != "#pragma once") {
+      out.append(line).push_back('\n');
+    }
+  }
+}
+
+} // namespace
+
+std::string source_text(std::string_view file) {
+  std::string out;
+  std::set<std::string, std::less<>> seen;
+  append(out, "zmlx/kernel/cuda/" + std::string(file), seen);
+  return out;
+}
+
+} // namespace zmlx::cuda
