@@ -10,15 +10,17 @@
 namespace zmlx::cuda {
 namespace {
 
+/// nullptr for a file that is not built in.
 const char* text_of(std::string_view path) {
   for (auto* source = source_texts; source->path; ++source) {
     if (source->path == path) {
       return source->text;
     }
   }
-  fail("cuda", "there is no kernel source named ", path, ".");
+  return nullptr;
 }
 
+/// An include that is not built in stays for the compiler, which may never come to it.
 void append(std::string& out, std::string_view path, std::set<std::string, std::less<>>& seen) {
   constexpr std::string_view include = "#include \"zmlx/";
   if (!seen.emplace(path).second) {
@@ -30,7 +32,8 @@ void append(std::string& out, std::string_view path, std::set<std::string, std::
     text.remove_prefix(std::min(text.size(), line.size() + 1));
     if (line.starts_with(include)) {
       auto name = line.substr(include.size() - 5);
-      append(out, name.substr(0, name.find('"')), seen);
+      name = name.substr(0, name.find('"'));
+      text_of(name) ? append(out, name, seen) : void(out.append(line).push_back('\n'));
     } else if (line != "#pragma once") {
       out.append(line).push_back('\n');
     }
@@ -42,7 +45,11 @@ void append(std::string& out, std::string_view path, std::set<std::string, std::
 std::string source_text(std::string_view file) {
   std::string out;
   std::set<std::string, std::less<>> seen;
-  append(out, "zmlx/kernel/cuda/" + std::string(file), seen);
+  auto path = "zmlx/kernel/cuda/" + std::string(file);
+  if (!text_of(path)) {
+    fail("cuda", "there is no kernel source named ", path, ".");
+  }
+  append(out, path, seen);
   return out;
 }
 

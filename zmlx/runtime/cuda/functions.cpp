@@ -1,0 +1,79 @@
+// zmlx/runtime/cuda/functions.cpp: compiles what is missing, a program a source, and loads it.
+#include "zmlx/runtime/cuda/functions.h"
+
+#include <future>
+#include <map>
+#include <mutex>
+#include <set>
+#include <string>
+
+#include "zmlx/runtime/cuda/nvrtc.h"
+
+namespace zmlx::cuda {
+namespace {
+
+constexpr int max_dynamic_shared_bytes = 8; // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+constexpr size_t shared_without_asking = 48 * 1024;
+
+using Key = std::pair<std::string, std::string>; // source, instantiation
+
+struct Known {
+  Function function = nullptr;
+  size_t shared = shared_without_asking;
+};
+
+} // namespace
+
+std::vector<Function> functions(const Gpu& gpu, const std::vector<const Launch*>& launches) {
+  static std::mutex mutex;
+  static std::map<Context, std::map<Key, Known>> by_context;
+  std::lock_guard lock(mutex);
+  auto& known = by_context[gpu.context];
+  std::map<std::string, std::set<std::string>> missing;
+  for (auto* launch : launches) {
+    if (!known.contains({launch->source, launch->kernel})) {
+      missing[launch->source].insert(launch->kernel);
+    }
+  }
+  struct Job {
+    std::string source;
+    std::vector<std::string> names;
+    std::future<Binary> binary;
+  };
+  std::vector<Job> jobs;
+  for (auto& [source, names] : missing) {
+    jobs.push_back({source, {names.begin(), names.end()}, {}});
+  }
+  for (auto& job : jobs) {
+    job.binary = std::async(std::launch::async, [&job, architecture = gpu.device.architecture] {
+      return compile(job.source, job.names, architecture);
+    });
+  }
+  auto& d = *driver();
+  d.check(d.set_context(gpu.context), "cuCtxSetCurrent");
+  for (auto& job : jobs) {
+    auto binary = job.binary.get();
+    Module module = nullptr; // stays loaded: graphs and runs in flight need it
+    d.check(d.module_load(&module, binary.cubin.data()), "cuModuleLoadData");
+    for (size_t i = 0; i < job.names.size(); ++i) {
+      Function function = nullptr;
+      d.check(d.module_function(&function, module, binary.names[i].c_str()), "cuModuleGetFunction");
+      known[{job.source, job.names[i]}].function = function;
+    }
+  }
+  std::vector<Function> out;
+  for (auto* launch : launches) {
+    auto& entry = known.at({launch->source, launch->kernel});
+    if (launch->shared > entry.shared) {
+      d.check(
+          d.function_set(
+              entry.function, max_dynamic_shared_bytes, static_cast<int>(launch->shared)),
+          "cuFuncSetAttribute");
+      entry.shared = launch->shared;
+    }
+    out.push_back(entry.function);
+  }
+  return out;
+}
+
+} // namespace zmlx::cuda
