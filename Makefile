@@ -91,7 +91,7 @@ $(done)/package: $(done)/tools CMakeLists.txt $(wildcard cmake/*) $(cpp_sources)
 	cmake --preset dev $(configure) -DZMLX_WERROR=$(WERROR) -DZMLX_BUILD_TESTS=OFF
 	cmake --build --preset dev
 	pip install -q --no-build-isolation --config-settings=build-dir=build/dev \
-	  --config-settings=cmake.define.ZMLX_WERROR=$(WERROR) --editable '.[test]'
+	  --config-settings=cmake.define.ZMLX_WERROR=$(WERROR) --editable '.[cpu,test]'
 	touch $@
 
 $(done)/gtest: $(done)/tools

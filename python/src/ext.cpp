@@ -14,6 +14,7 @@
 #include "zmlx/plan/compile.h"
 #include "zmlx/plan/execute.h"
 #include "zmlx/runtime/bandwidth.h"
+#include "zmlx/runtime/cuda/mlx_stream.h"
 #include "zmlx/runtime/fused.h"
 #include "zmlx/runtime/team.h"
 
@@ -126,6 +127,7 @@ NB_MODULE(_ext, m) {
     }
     return names;
   });
+  m.def("why_no_cuda", [] { return cuda::why_not(); });
   m.def("read_bandwidth", &read_bandwidth, "bytes"_a, "repeats"_a);
   m.def("launch_seconds", &launch_seconds, "repeats"_a);
   m.def("barrier_seconds", &barrier_seconds, "repeats"_a);
@@ -174,11 +176,12 @@ NB_MODULE(_ext, m) {
           "exact"_a)
       .def("__call__", &Runner::call, "tokens"_a, "cache"_a.none())
       .def("prepare", &Runner::prepare, "batch"_a, "tokens"_a, "padded"_a = false)
-      .def("explain", &Runner::explain, "batch"_a, "tokens"_a, "padded"_a = false)
+      .def("explain", &Runner::explain, "batch"_a, "tokens"_a, "padded"_a = false, "target"_a = "")
       .def_prop_ro("report", &Runner::report)
       .def_ro("reasons", &Runner::reasons)
       .def_ro("reason", &Runner::reason)
       .def_ro("bytes_per_run", &Runner::bytes_per_run)
       .def_ro("launches", &Runner::launches)
+      .def_ro("device", &Runner::device)
       .def_ro("seconds", &Runner::seconds);
 }

@@ -9,6 +9,7 @@
 
 #include "mlx/mlx.h"
 #include "zmlx/graph/capture.h"
+#include "zmlx/runtime/cuda/mlx_stream.h"
 #include "zmlx/runtime/error.h"
 
 namespace zmlx {
@@ -41,6 +42,31 @@ struct CacheView {
   nb::object keys;
   nb::object values;
 };
+
+/// MLX's default device for a while: the CPU, where MLX takes every operation apart, so that one
+/// set of patterns fits all devices.
+class OnCpu {
+ public:
+  OnCpu() {
+    mx::set_default_device(mx::Device::cpu);
+  }
+  ~OnCpu() {
+    mx::set_default_device(before_);
+  }
+  OnCpu(const OnCpu&) = delete;
+  OnCpu& operator=(const OnCpu&) = delete;
+
+ private:
+  mx::Device before_ = mx::default_device();
+};
+
+/// What plans are made for on MLX's default device.
+std::optional<cuda::Device> default_target() {
+  return mx::default_device() == mx::Device::gpu ? cuda::device() : std::nullopt;
+}
+
+/// Which GPU plans for one that is not there are for: an H100.
+constexpr cuda::Device hopper{90, 132, 227 * 1024};
 
 /// The capacity that MLX's own cache would grow to.
 int grown_capacity(int capacity, int offset, int tokens, int step) {
@@ -111,7 +137,7 @@ nb::object Runner::decline(std::string why) {
 }
 
 Graph Runner::capture_step(Key key) {
-  auto [batch, tokens, dtype, padded] = key;
+  auto [batch, tokens, dtype, padded, device] = key;
   int capacity = (tokens / cache_step_ + 1) * cache_step_;
   Arrays examples{mx::zeros({batch, tokens}, mx::Dtype(dtype, 4)), mx::array(0, mx::int32)};
   if (padded) {
@@ -130,6 +156,21 @@ Graph Runner::capture_step(Key key) {
   for (size_t i = first_buffer; i < graph.inputs.size(); ++i) {
     graph[graph.inputs[i].node].attrs.set("varies", int64_t{1});
   }
+  graph[graph.inputs[0].node].attrs.set("rows", int64_t{batch} * tokens);
+  graph[graph.inputs[1].node].attrs.set("host", int64_t{1});
+  return graph;
+}
+
+Graph Runner::rewritten_step(Key key, RewriteReport& report, std::string* text) {
+  OnCpu while_tracing;
+  Graph graph = capture_step(key);
+  if (text) {
+    *text += "== captured ==\n" + to_string(graph);
+  }
+  report = rewrite(graph, options_);
+  if (text) {
+    *text += "\n== rewritten ==\n" + to_string(graph);
+  }
   return graph;
 }
 
@@ -143,9 +184,13 @@ std::shared_ptr<Step> Runner::find_step(Key key) {
   std::vector<std::string> why;
   std::shared_ptr<Step> step;
   try {
-    Graph graph = capture_step(key);
-    report = rewrite(graph, options_);
-    step = Step::make(graph, std::get<1>(key) > 1, why);
+    auto target = default_target();
+    if (mx::default_device() == mx::Device::gpu && !target) {
+      fail("zmlx", cuda::why_not(), ".");
+    }
+    Graph graph = rewritten_step(key, report);
+    step = Step::make(graph, std::get<1>(key) > 1, why, target);
+    device = target ? "cuda sm_" + std::to_string(target->architecture) : "cpu";
   } catch (nb::python_error& error) {
     if (!error.matches(PyExc_Exception)) {
       throw;
@@ -163,7 +208,7 @@ std::shared_ptr<Step> Runner::find_step(Key key) {
   if (step) {
     for (auto* plan : step->plans()) {
       bytes_per_run += traffic(*plan);
-      launches += plan->launches.size();
+      launches += launch_count(*plan);
     }
   }
   auto is_prompt = [](auto& entry) { return std::get<1>(entry.first) > 1; };
@@ -188,8 +233,8 @@ nb::object Runner::call(nb::handle tokens_object, nb::handle cache_object) {
   if (tokens->is_tracer()) {
     return decline("called inside a transformation");
   }
-  if (mx::default_device() != mx::Device::cpu) {
-    return decline("the default device is not the CPU");
+  if (mx::default_device() == mx::Device::gpu && !cuda::why_not().empty()) {
+    return decline("the default device is a GPU: " + cuda::why_not());
   }
   int batch = tokens->shape(0), count = tokens->shape(1);
 
@@ -246,7 +291,8 @@ nb::object Runner::call(nb::handle tokens_object, nb::handle cache_object) {
       if (offset != 0) {
         return decline("a cache has an offset but no keys");
       }
-      inputs.push_back(mx::zeros({batch, heads, 0, size}, dtype));
+      const float* none = nullptr;
+      inputs.emplace_back(none, mx::Shape{batch, heads, 0, size}, dtype);
     } else {
       auto* a = as_array(held);
       if (!a || a->ndim() != 4 || a->shape(1) != heads || a->shape(3) != size) {
@@ -286,7 +332,7 @@ nb::object Runner::call(nb::handle tokens_object, nb::handle cache_object) {
     case Weights::same:
       break;
   }
-  auto step = find_step({batch, count, tokens->dtype().val(), padded});
+  auto step = find_step({batch, count, tokens->dtype().val(), padded, mx::default_device().type});
   if (!step) {
     return decline(reasons.empty() ? "the step has no plan" : reasons.front());
   }
@@ -311,24 +357,31 @@ nb::object Runner::call(nb::handle tokens_object, nb::handle cache_object) {
 }
 
 bool Runner::prepare(int batch, int tokens, bool padded) {
-  return find_step({batch, tokens, mx::int32.val(), padded}) != nullptr;
+  return find_step({batch, tokens, mx::int32.val(), padded, mx::default_device().type}) != nullptr;
 }
 
-std::string Runner::explain(int batch, int tokens, bool padded) {
-  Key key{batch, tokens, mx::int32.val(), padded};
-  Graph graph = capture_step(key);
-  std::string text = "== captured ==\n" + to_string(graph);
-  rewrite(graph, options_);
-  text += "\n== rewritten ==\n" + to_string(graph) + "\n== plan ==\n";
+std::string Runner::explain(int batch, int tokens, bool padded, const std::string& target) {
+  if (!target.empty() && target != "cpu" && target != "cuda") {
+    fail("explain", "target must be 'cpu' or 'cuda' but is '", target, "'.");
+  }
+  std::optional<cuda::Device> device;
+  if (target == "cuda") {
+    device = hopper;
+  } else if (target.empty()) {
+    device = default_target();
+  }
+  std::string text;
+  RewriteReport report;
+  Graph graph = rewritten_step(
+      {batch, tokens, mx::int32.val(), padded, mx::default_device().type}, report, &text);
+  text += "\n== plan ==\n";
   std::vector<std::string> why;
-  auto step = Step::make(graph, tokens > 1, why);
+  auto plans = plan_parts(split_step(graph, tokens > 1), why, device);
   for (auto& line : why) {
     text += "not planned: " + line + "\n";
   }
-  if (step) {
-    for (auto* plan : step->plans()) {
-      text += to_string(*plan);
-    }
+  for (auto& plan : plans) {
+    text += to_string(*plan);
   }
   return text;
 }

@@ -50,8 +50,9 @@ class Runner {
   nb::object call(nb::handle tokens, nb::handle cache);
   /// Plans the step for a batch and a number of tokens; reasons in `reasons` when it cannot be.
   bool prepare(int batch, int tokens, bool padded = false);
-  /// The graph before and after rewriting and the plan, as text.
-  std::string explain(int batch, int tokens, bool padded = false);
+  /// The graph before and after rewriting and the plan, as text. `target` is "cpu", "cuda" (a
+  /// Hopper GPU, present or not) or empty for MLX's default device.
+  std::string explain(int batch, int tokens, bool padded = false, const std::string& target = "");
 
   const RewriteReport& report() const {
     return report_;
@@ -62,6 +63,7 @@ class Runner {
   size_t bytes_per_run = 0; // of the last prepared step
   size_t launches = 0;
   double seconds = 0; // that the last capture took
+  std::string device = "cpu"; // of the last prepared step: or "cuda sm_90"
 
   /// For Python's cycle collector.
   int traverse(visitproc visit, void* arg);
@@ -70,12 +72,14 @@ class Runner {
  private:
   enum class Weights { same, changed, traced };
 
-  /// Batch, tokens, dtype of the token ids, and whether sequences are padded on the left.
-  using Key = std::tuple<int, int, mx::Dtype::Val, bool>;
+  /// Batch, tokens, dtype of the token ids, whether sequences are padded on the left, and the
+  /// device.
+  using Key = std::tuple<int, int, mx::Dtype::Val, bool, mx::Device::DeviceType>;
 
   Weights check_weights();
   void read_entries();
   Graph capture_step(Key key);
+  Graph rewritten_step(Key key, RewriteReport& report, std::string* text = nullptr);
   std::shared_ptr<Step> find_step(Key key);
   nb::object decline(std::string why);
 

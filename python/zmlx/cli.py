@@ -192,8 +192,9 @@ def _what_is_left(document: Callable[[], dict[str, Any]], out: Path | None) -> I
 @cli.command()
 @click.argument("model")
 @click.option("--tokens", type=int, default=1, show_default=True, help="In the step: 1 is decode.")
+@click.option("--target", type=click.Choice(["cpu", "cuda"]), help="By default MLX's device.")
 @preset_options
-def explain(model: str, tokens: int, **options: Any) -> None:
+def explain(model: str, tokens: int, target: str | None, **options: Any) -> None:
     """Prints MODEL's graph before and after rewriting, and the plan with its launches and bytes."""
     from zmlx import patch
     from zmlx.bench.inference import load_model
@@ -201,7 +202,7 @@ def explain(model: str, tokens: int, **options: Any) -> None:
     if tokens < 1:
         raise click.BadParameter(f"--tokens must be 1 or more but got {tokens}.")
     loaded, *_ = load_model(Options(model=model, **options))
-    click.echo(patch.explain(loaded, tokens=tokens))
+    click.echo(patch.explain(loaded, tokens=tokens, target=target or ""))
 
 
 @cli.command("report")

@@ -38,6 +38,8 @@ class Report:
     """Kernels that one step runs."""
     bytes_per_token: int = 0
     """Bytes of weights and activations a step reads and writes; the KV cache comes on top."""
+    device: str = "cpu"
+    """What the plan is for: "cpu", or a GPU as in "cuda sm_90"."""
     reasons: list[str] = field(default_factory=list)
     """What has no kernel and why nothing was planned."""
     seconds: float = 0.0
@@ -54,6 +56,7 @@ class Report:
         self.nodes_before = runner.report.nodes_before
         self.nodes_after = runner.report.nodes_after
         self.launches = runner.launches
+        self.device = runner.device
         self.bytes_per_token = runner.bytes_per_run
 
     def __str__(self) -> str:
@@ -61,7 +64,7 @@ class Report:
             return "zmlx: left as it was: " + "; ".join(self.reasons)
         fired = ", ".join(f"{name} {count}" for name, count in sorted(self.patterns.items()))
         return (
-            f"zmlx: {self.nodes_before} nodes became {self.launches} launches, "
+            f"zmlx: {self.nodes_before} nodes became {self.launches} launches on {self.device}, "
             f"{self.bytes_per_token / 1e6:.1f} MB a token, in {self.seconds:.2f} s\n{fired}"
         )
 
@@ -200,9 +203,11 @@ class ByLength:
             self.reason = runner.reason
         return logits
 
-    def explain(self, batch: int, tokens: int) -> str:
+    def explain(self, batch: int, tokens: int, padded: bool = False, target: str = "") -> str:
         runner = self.decode if tokens == 1 else self.prompt
-        return runner.explain(batch, tokens) if runner else "left to the model itself\n"
+        if runner is None:
+            return "left to the model itself\n"
+        return runner.explain(batch, tokens, padded, target)
 
 
 def install(model: nn.Module, runner: _ext.Runner | ByLength) -> None:
@@ -291,20 +296,22 @@ def unpatch(model: nn.Module) -> nn.Module:
     return model
 
 
-def explain(model: nn.Module, tokens: int = 1, batch: int = 1) -> str:
+def explain(model: nn.Module, tokens: int = 1, batch: int = 1, target: str = "") -> str:
     """The graph of a step before and after rewriting, and its plan with launches and bytes.
 
     Args:
         model: a model, patched or not.
         tokens: tokens a sequence in the step: 1 for decode, more for a prompt.
         batch: sequences.
+        target: "cpu", or "cuda" for the plan on a Hopper GPU, which need not be there; by default
+            MLX's default device.
 
     Raises:
-        ValueError: the model cannot be captured; the message says why.
+        ValueError: `target` is unknown, or the model cannot be captured; the message says why.
     """
     try:
         runner = getattr(model, "_zmlx_runner", None) or make_runner(model)
-        return runner.explain(batch, tokens)
+        return runner.explain(batch, tokens, target=target)
     except Unsupported as reason:
         raise ValueError(f"[explain] the model cannot be captured: {reason}.") from reason
 

@@ -139,11 +139,13 @@ def test_an_extension_that_does_not_load_is_explained(monkeypatch):
         importlib.import_module("zmlx")
 
 
-def test_explain_passes_the_tokens_on(monkeypatch, capsys):
-    seen = SimpleNamespace(explain=lambda model, tokens: f"{len(model.layers)} {tokens}")
-    monkeypatch.setattr(zmlx, "patch", seen, raising=False)
-    cli.main(["explain", "tiny-moe", "--tokens", "7"])
-    assert capsys.readouterr().out.strip() == "2 7"
+def test_explain_passes_the_tokens_and_the_target_on(monkeypatch, capsys):
+    def explain(model, tokens, target):
+        return f"{len(model.layers)} {tokens} {target}"
+
+    monkeypatch.setattr(zmlx, "patch", SimpleNamespace(explain=explain), raising=False)
+    cli.main(["explain", "tiny-moe", "--tokens", "7", "--target", "cuda"])
+    assert capsys.readouterr().out.strip() == "2 7 cuda"
 
 
 def test_explain_of_a_model_that_cannot_be_captured_says_why_in_one_line(load, monkeypatch, capsys):

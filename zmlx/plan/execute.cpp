@@ -6,8 +6,6 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
-#include <deque>
-#include <thread>
 
 #include "mlx/allocator.h"
 #include "mlx/backend/cpu/encoder.h"
@@ -15,6 +13,8 @@
 #include "mlx/primitives.h"
 #include "mlx/transforms.h"
 #include "zmlx/graph/capture.h"
+#include "zmlx/plan/execute_cuda.h"
+#include "zmlx/plan/flight.h"
 #include "zmlx/runtime/copy.h"
 #include "zmlx/runtime/error.h"
 #include "zmlx/runtime/team.h"
@@ -45,92 +45,12 @@ struct Frame {
 
 namespace {
 
-constexpr std::chrono::milliseconds landing_time{10};
 constexpr size_t kept_frame_bytes = size_t{16} << 20;
 
 std::atomic<uint64_t> states_in_place{0};
 std::atomic<uint64_t> states_copied{0};
 std::atomic<uint64_t> runs{0};
 std::atomic<int64_t> run_nanoseconds{0};
-
-/// Handles of an array object beyond its data. MLX keeps the count private; an array is one
-/// shared_ptr and nothing else.
-long handle_count(const mx::array& a) {
-  static_assert(sizeof(mx::array) == sizeof(std::shared_ptr<void>));
-  return reinterpret_cast<const std::shared_ptr<void>&>(a).use_count();
-}
-
-/// A run whose task has been queued: MLX keeps one reference to each of its buffers until shortly
-/// after the task has run.
-struct Flight {
-  std::vector<const void*> buffers;
-  std::atomic<bool> landed{false};
-};
-
-class Flights {
- public:
-  static Flights& instance() {
-    static Flights flights;
-    return flights;
-  }
-
-  std::shared_ptr<Flight> add(std::vector<const void*> buffers) {
-    auto flight = std::make_shared<Flight>();
-    flight->buffers = std::move(buffers);
-    std::lock_guard lock(mutex_);
-    queue_.push_back(flight);
-    return flight;
-  }
-
-  struct Holders {
-    long flying = 0; // runs queued or running
-    bool landed = false; // a run that ended a moment ago
-  };
-  Holders of(const void* buffer) {
-    std::lock_guard lock(mutex_);
-    while (queue_.size() > remembered && queue_.front()->landed.load(std::memory_order_acquire)) {
-      queue_.pop_front();
-    }
-    Holders holders;
-    for (auto& flight : queue_) {
-      auto& held = flight->buffers;
-      if (std::find(held.begin(), held.end(), buffer) != held.end()) {
-        bool landed = flight->landed.load(std::memory_order_acquire);
-        holders.landed |= landed;
-        holders.flying += !landed;
-      }
-    }
-    return holders;
-  }
-
- private:
-  static constexpr size_t remembered = 4;
-
-  std::mutex mutex_;
-  std::deque<std::shared_ptr<Flight>> queue_;
-};
-
-/// Whether only this run's input list and runs still in flight hold the array's memory. A run that
-/// has just landed may keep its reference for a moment longer: then the answer is waited for, until
-/// `deadline`.
-bool is_exclusive(const mx::array& a, std::chrono::steady_clock::time_point deadline) {
-  if (handle_count(a) != 1 || !a.data_shared_ptr()->is_owned()) {
-    return false;
-  }
-  for (;;) {
-    // The order matters: a run that lands between the two reads makes the count look too high,
-    // never too low.
-    long count = a.data_shared_ptr().use_count();
-    auto holders = Flights::instance().of(a.data_shared_ptr().get());
-    if (count <= 1 + holders.flying) {
-      return true;
-    }
-    if (!holders.landed || std::chrono::steady_clock::now() >= deadline) {
-      return false;
-    }
-    std::this_thread::yield();
-  }
-}
 
 /// Copies a state into a longer or equal one: the same outer extents, then one chunk each.
 struct StateCopy {
@@ -223,32 +143,41 @@ class Gather : public mx::Primitive {
   Gather(mx::Stream s, std::shared_ptr<Inputs> inputs) : Primitive(s), inputs_(std::move(inputs)) {}
 
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
-    // The list belongs to this node and is dropped after this call; emptied now, MLX's task does
-    // not hold the buffers.
-    inputs_->arrays = std::move(const_cast<Arrays&>(inputs));
-    const_cast<Arrays&>(inputs).clear();
-    outputs[0].set_data(mx::allocator::malloc(0));
+    take(inputs, outputs);
   }
-  void eval_gpu(const Arrays&, Arrays&) override {
-    fail(name(), "this plan is for the CPU device.");
+  void eval_gpu(const Arrays& inputs, Arrays& outputs) override {
+    take(inputs, outputs);
   }
   const char* name() const override {
     return "zmlx_plan_inputs";
   }
 
  private:
+  void take(const Arrays& inputs, Arrays& outputs) {
+    // The list belongs to this node and is dropped after this call; emptied now, MLX's task does
+    // not hold the buffers.
+    inputs_->arrays = std::move(const_cast<Arrays&>(inputs));
+    const_cast<Arrays&>(inputs).clear();
+    outputs[0].set_data(mx::allocator::malloc(0));
+  }
+
   std::shared_ptr<Inputs> inputs_;
 };
 
 class Execute : public mx::Primitive {
  public:
-  Execute(mx::Stream s, std::shared_ptr<Executable> executable, std::shared_ptr<Inputs> inputs)
-      : Primitive(s), executable_(std::move(executable)), inputs_(std::move(inputs)) {}
+  Execute(
+      mx::Stream s,
+      std::shared_ptr<Executable> executable,
+      std::shared_ptr<Inputs> inputs,
+      std::vector<int> grown)
+      : Primitive(s),
+        executable_(std::move(executable)),
+        inputs_(std::move(inputs)),
+        grown_(std::move(grown)) {}
 
   void eval_cpu(const Arrays&, Arrays& outputs) override;
-  void eval_gpu(const Arrays&, Arrays&) override {
-    fail(name(), "this plan is for the CPU device.");
-  }
+  void eval_gpu(const Arrays&, Arrays& outputs) override;
   Arrays vjp(const Arrays&, const Arrays&, const std::vector<int>&, const Arrays&) override {
     fail(name(), "a plan has no gradient; call zmlx.patch.unpatch(model) before training.");
   }
@@ -257,17 +186,30 @@ class Execute : public mx::Primitive {
   }
 
  private:
+  Arrays take_inputs() {
+    Arrays inputs = std::move(inputs_->arrays);
+    if (inputs.size() < executable_->plan().inputs.size()) {
+      fail(name(), "this run failed before and its inputs are gone; call the model again.");
+    }
+    return inputs;
+  }
+
   std::shared_ptr<Executable> executable_;
   std::shared_ptr<Inputs> inputs_;
+  std::vector<int> grown_; // for a GPU, by state: the input with zeros for its new value, or -1
 };
+
+void Execute::eval_gpu(const Arrays&, Arrays& outputs) {
+  auto counts =
+      executable_->gpu().run(stream(), take_inputs(), outputs, grown_, executable_, [] { ++runs; });
+  states_in_place += counts.in_place;
+  states_copied += counts.copied;
+}
 
 void Execute::eval_cpu(const Arrays&, Arrays& outputs) {
   auto& plan = executable_->plan();
   auto& encoder = mx::cpu::get_command_encoder(stream());
-  Arrays inputs = std::move(inputs_->arrays);
-  if (inputs.size() != plan.inputs.size()) {
-    fail(name(), "this run failed before and its inputs are gone; call the model again.");
-  }
+  Arrays inputs = take_inputs();
 
   std::vector<Tensor> in;
   for (auto& a : inputs) {
@@ -275,7 +217,7 @@ void Execute::eval_cpu(const Arrays&, Arrays& outputs) {
   }
 
   Run run{executable_, {}, {}, {}, {}};
-  auto deadline = std::chrono::steady_clock::now() + landing_time;
+  auto deadline = landing_deadline();
   std::vector<bool> is_state(outputs.size(), false), in_place(inputs.size(), false);
   for (auto [output, input] : plan.states) {
     auto& from = inputs[static_cast<size_t>(input)];
@@ -283,7 +225,8 @@ void Execute::eval_cpu(const Arrays&, Arrays& outputs) {
     is_state[static_cast<size_t>(output)] = true;
     bool fits = from.shape() == to.shape() && from.flags().row_contiguous &&
         from.data_size() == from.size();
-    if (fits && is_exclusive(from, deadline)) {
+    if (fits && from.data_shared_ptr()->is_owned() &&
+        is_exclusive(from, static_cast<size_t>(output), deadline)) {
       to.copy_shared_buffer(from);
       in_place[static_cast<size_t>(input)] = true;
       ++states_in_place;
@@ -314,10 +257,6 @@ void Execute::eval_cpu(const Arrays&, Arrays& outputs) {
       patch.tensor->type = in[patch.index].type;
     }
   }
-  std::vector<const void*> buffers;
-  for (auto& out : outputs) {
-    buffers.push_back(out.data_shared_ptr().get());
-  }
   for (auto& patch : run.frame->outputs) {
     auto& out = outputs[patch.index];
     patch.tensor->data = out.data<char>();
@@ -325,7 +264,7 @@ void Execute::eval_cpu(const Arrays&, Arrays& outputs) {
       patch.tensor->type = type_of(out);
     }
   }
-  run.flight = Flights::instance().add(std::move(buffers));
+  run.flight = take_off(outputs);
   encoder.dispatch(std::move(run));
 }
 
@@ -342,6 +281,10 @@ Executable::Executable(std::shared_ptr<const Plan> plan) : plan_(std::move(plan)
     }
   }
   mx::eval(owners_);
+  if (plan_->device) {
+    gpu_ = std::make_unique<cuda::Executor>(plan_, owners_);
+    return;
+  }
   for (auto& a : owners_) {
     constants_.push_back(tensor_of(a));
   }
@@ -431,6 +374,14 @@ void Executable::run(const std::function<void(Member&)>& body) {
   width_.note(choice, seconds);
 }
 
+/// Whether an array will be row-contiguous when it is evaluated, as far as can be told now.
+static bool is_known_contiguous(const mx::array& a) {
+  if (a.has_primitive() && a.status() == mx::array::Status::unscheduled) {
+    return dynamic_cast<const Execute*>(&a.primitive()) != nullptr;
+  }
+  return a.flags().row_contiguous;
+}
+
 Arrays execute(
     std::shared_ptr<Executable> executable,
     const Arrays& inputs,
@@ -476,12 +427,37 @@ Arrays execute(
     }
   }
   auto stream = mx::to_stream(s);
+  bool is_gpu = stream.device == mx::Device::gpu;
+  if (is_gpu != plan.device.has_value()) {
+    fail(
+        "zmlx_plan",
+        "the plan is for the ",
+        is_gpu ? "CPU" : "GPU",
+        " but the stream is the ",
+        is_gpu ? "GPU's." : "CPU's.");
+  }
+  Arrays all = inputs;
+  std::vector<int> grown(plan.states.size(), -1);
+  if (is_gpu) {
+    for (auto& a : all) {
+      if (!is_known_contiguous(a)) {
+        a = mx::contiguous(a, false, stream);
+      }
+    }
+    for (size_t i = 0; i < plan.states.size(); ++i) {
+      auto& old = inputs[static_cast<size_t>(plan.states[i].input)];
+      if (old.shape() != state_shapes[i]) {
+        grown[i] = static_cast<int>(all.size());
+        all.push_back(mx::zeros(state_shapes[i], old.dtype(), stream));
+      }
+    }
+  }
   auto waiting = std::make_shared<Inputs>();
-  mx::array gathered({0}, mx::uint8, std::make_shared<Gather>(stream, waiting), inputs);
+  mx::array gathered({0}, mx::uint8, std::make_shared<Gather>(stream, waiting), all);
   return mx::array::make_arrays(
       std::move(shapes),
       dtypes,
-      std::make_shared<Execute>(stream, std::move(executable), waiting),
+      std::make_shared<Execute>(stream, std::move(executable), waiting, std::move(grown)),
       {gathered});
 }
 

@@ -15,6 +15,10 @@ namespace zmlx {
 /// outputs.
 struct Frame;
 
+namespace cuda {
+class Executor;
+}
+
 /// A plan with its constants in memory and frames to run in. Safe to run from several threads.
 class Executable {
  public:
@@ -27,6 +31,10 @@ class Executable {
   const Plan& plan() const {
     return *plan_;
   }
+  /// What runs a plan for a GPU; the rest is for the CPU.
+  cuda::Executor& gpu() {
+    return *gpu_;
+  }
   /// A frame for one run; give it back with release(). Small frames are kept for the next run.
   std::unique_ptr<Frame> acquire();
   void release(std::unique_ptr<Frame> frame);
@@ -37,6 +45,7 @@ class Executable {
   std::shared_ptr<const Plan> plan_;
   std::vector<Tensor> constants_;
   Arrays owners_;
+  std::unique_ptr<cuda::Executor> gpu_;
   std::mutex mutex_;
   std::vector<std::unique_ptr<Frame>> free_;
   Width width_;

@@ -26,7 +26,9 @@ constexpr size_t solo_bytes = 64 * 1024;
 /// Builds one plan; `reasons` says what stood in the way.
 class Planner {
  public:
-  explicit Planner(const Graph& graph) : graph_(graph) {}
+  Planner(const Graph& graph, const std::optional<cuda::Device>& device) : graph_(graph) {
+    plan_.device = device;
+  }
 
   PlanResult run() {
     find_roots();
@@ -69,18 +71,24 @@ class Planner {
         continue;
       }
       auto* op = find_op(node.kind);
-      if (!op || !op->cpu) {
-        reasons_.insert(node.kind + " has no CPU kernel (" + to_string(node.outputs[0]) + ")");
+      const char* target = plan_.device ? "CUDA" : "CPU";
+      if (!op || !(plan_.device ? static_cast<bool>(op->cuda) : static_cast<bool>(op->cpu))) {
+        reasons_.insert(
+            node.kind + " has no " + target + " kernel (" + to_string(node.outputs[0]) + ")");
         continue;
       }
-      Launch launch{op, node.attrs, {}, {}, {}, {}, node.outputs};
+      Launch launch{op, node.attrs, {}, {}, {}, {}, {}, node.outputs};
       for (auto v : node.inputs) {
         launch.in_types.push_back(graph_.type(v));
       }
-      launch.kernel = op->cpu(launch.in_types, launch.out_types, node.attrs);
-      if (!launch.kernel.run) {
+      if (plan_.device) {
+        launch.cuda = op->cuda(launch.in_types, launch.out_types, node.attrs, *plan_.device);
+      } else {
+        launch.kernel = op->cpu(launch.in_types, launch.out_types, node.attrs);
+      }
+      if (!launch.kernel.run && !launch.cuda) {
         reasons_.insert(
-            node.kind + " has no CPU kernel for " + to_string(node.outputs[0]) + " {" +
+            node.kind + " has no " + target + " kernel for " + to_string(node.outputs[0]) + " {" +
             to_string(node.attrs) + "}");
         continue;
       }
@@ -94,7 +102,8 @@ class Planner {
       for (auto [output, input] : op->in_place) {
         overwritten_[key(root({id, output}))] = step;
       }
-      plan_.scratch_bytes = std::max(plan_.scratch_bytes, launch.kernel.scratch);
+      plan_.scratch_bytes =
+          std::max({plan_.scratch_bytes, launch.kernel.scratch, launch.cuda.scratch});
       plan_.launches.push_back(std::move(launch));
       launched_.push_back(id);
     }
@@ -108,7 +117,10 @@ class Planner {
   void bind_outputs() {
     for (auto v : graph_.inputs) {
       plan_.inputs.push_back(graph_.type(v));
-      plan_.varies.push_back(graph_[v.node].attrs.integer("varies", 0) != 0);
+      auto& attrs = graph_[v.node].attrs;
+      plan_.varies.push_back(attrs.integer("varies", 0) != 0);
+      plan_.on_host.push_back(attrs.integer("host", 0) != 0);
+      plan_.rows = std::max(plan_.rows, static_cast<int>(attrs.integer("rows", 0)));
       input_index_[key(v)] = plan_.inputs.size() - 1;
     }
     for (auto v : graph_.outputs) {
@@ -244,8 +256,16 @@ const char* name_of(Place::Kind kind) {
 
 } // namespace
 
-PlanResult make_plan(const Graph& graph) {
-  return Planner(graph).run();
+PlanResult make_plan(const Graph& graph, const std::optional<cuda::Device>& device) {
+  return Planner(graph, device).run();
+}
+
+size_t launch_count(const Plan& plan) {
+  size_t count = 0;
+  for (auto& launch : plan.launches) {
+    count += plan.device ? launch.cuda.launches.size() : 1;
+  }
+  return count;
 }
 
 size_t traffic(const Launch& launch) {
@@ -269,18 +289,25 @@ size_t traffic(const Plan& plan) {
 
 std::string to_string(const Plan& plan) {
   std::ostringstream out;
-  out << plan.launches.size() << " launches, arena " << plan.arena_bytes << " bytes ("
+  out << launch_count(plan) << " launches, arena " << plan.arena_bytes << " bytes ("
       << plan.intermediate_bytes << " without sharing), scratch " << plan.scratch_bytes
-      << " bytes, " << traffic(plan) << " bytes moved a run; * one thread alone\n";
+      << " bytes, " << traffic(plan) << " bytes moved a run"
+      << (plan.device ? "\n" : "; * one thread alone\n");
   for (size_t i = 0; i < plan.launches.size(); ++i) {
     auto& launch = plan.launches[i];
     out << std::setw(5) << i << "  " << std::left << std::setw(16) << launch.op->name << std::right
-        << std::setw(12) << traffic(launch) << (launch.solo ? " B* " : " B  ");
+        << std::setw(12) << traffic(launch) << (launch.solo && !plan.device ? " B* " : " B  ");
     for (size_t k = 0; k < launch.out.size(); ++k) {
       out << (k ? ", " : "") << to_string(launch.out_types[k]) << " -> "
           << name_of(launch.out[k].kind) << '+' << launch.out[k].index;
     }
     out << "  {" << to_string(launch.attrs) << "}\n";
+    for (auto& kernel : launch.cuda.launches) {
+      out << "         " << kernel.source << ": " << kernel.kernel << "  grid "
+          << to_string(Shape(kernel.grid.begin(), kernel.grid.end())) << " block "
+          << to_string(Shape(kernel.block.begin(), kernel.block.end())) << " shared "
+          << kernel.shared << '\n';
+    }
   }
   return out.str();
 }

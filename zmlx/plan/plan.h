@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -22,7 +23,8 @@ struct Place {
 struct Launch {
   const Op* op = nullptr;
   Attrs attrs;
-  CpuKernel kernel;
+  CpuKernel kernel; // of a plan for the CPU
+  cuda::Kernel cuda; // of a plan for a GPU
   std::vector<Place> in;
   std::vector<Place> out;
   Types in_types;
@@ -43,6 +45,10 @@ struct Plan {
   Types outputs;
   std::vector<bool> varies; // inputs whose shape may differ from call to call: the attribute
                             // "varies" of an input node
+  std::vector<bool> on_host; // scalars that the CPU knows when the run is queued: the attribute
+                             // "host" of an input node
+  int rows = 0; // tokens of all sequences, where known: the largest attribute "rows" of an input
+  std::optional<cuda::Device> device; // of a plan for a GPU
   std::vector<StatePair> states;
   std::vector<std::shared_ptr<const Constant>> constants;
   size_t arena_bytes = 0; // intermediate values, shared by lifetime
@@ -56,9 +62,12 @@ struct PlanResult {
   std::vector<std::string> reasons;
 };
 
-/// Plans `graph` for the CPU. Reshape nodes cost nothing; every other node must be an op with a CPU
-/// kernel.
-PlanResult make_plan(const Graph& graph);
+/// Plans `graph` for the CPU or for a GPU. Reshape nodes cost nothing; every other node must be an
+/// op with a kernel for the device.
+PlanResult make_plan(const Graph& graph, const std::optional<cuda::Device>& device = {});
+
+/// Kernels that one run starts.
+size_t launch_count(const Plan& plan);
 
 /// The weights and activations that one run of a launch reads and writes, in bytes.
 size_t traffic(const Launch& launch);

@@ -5,25 +5,49 @@
 
 namespace zmlx {
 
-std::shared_ptr<Step>
-Step::make(const Graph& graph, bool lazy_logits, std::vector<std::string>& reasons) {
+SplitGraph split_step(const Graph& graph, bool lazy_logits) {
   std::vector<int> wanted(graph.outputs.size());
   std::iota(wanted.begin(), wanted.end(), 0);
   if (lazy_logits) {
     wanted.erase(wanted.begin());
   }
-  auto step = std::make_shared<Step>();
-  step->split_ = split(graph, wanted);
-  auto executable = [&](const Graph& part) -> std::shared_ptr<Executable> {
-    auto [plan, why] = make_plan(part);
+  return split(graph, wanted);
+}
+
+std::vector<std::shared_ptr<const Plan>> plan_parts(
+    const SplitGraph& parts,
+    std::vector<std::string>& reasons,
+    const std::optional<cuda::Device>& device) {
+  std::vector<std::shared_ptr<const Plan>> plans;
+  for (auto* part : {&parts.first, &parts.second}) {
+    if (part->outputs.empty()) {
+      continue;
+    }
+    auto [plan, why] = make_plan(*part, device);
     reasons.insert(reasons.end(), why.begin(), why.end());
-    return plan ? std::make_shared<Executable>(plan) : nullptr;
-  };
-  step->first_ = executable(step->split_.first);
-  if (lazy_logits) {
-    step->second_ = executable(step->split_.second);
+    if (plan) {
+      plans.push_back(plan);
+    }
   }
-  return reasons.empty() ? step : nullptr;
+  return plans;
+}
+
+std::shared_ptr<Step> Step::make(
+    const Graph& graph,
+    bool lazy_logits,
+    std::vector<std::string>& reasons,
+    const std::optional<cuda::Device>& device) {
+  auto step = std::make_shared<Step>();
+  step->split_ = split_step(graph, lazy_logits);
+  auto plans = plan_parts(step->split_, reasons, device);
+  if (!reasons.empty()) {
+    return nullptr;
+  }
+  step->first_ = std::make_shared<Executable>(plans[0]);
+  if (plans.size() > 1) {
+    step->second_ = std::make_shared<Executable>(plans[1]);
+  }
+  return step;
 }
 
 Arrays Step::operator()(

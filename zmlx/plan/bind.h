@@ -1,0 +1,61 @@
+// zmlx/plan/bind.h: a CUDA plan's launches with their parameters as bytes. Knows neither the driver
+// nor MLX.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "zmlx/plan/plan.h"
+
+namespace zmlx::cuda {
+
+using Address = unsigned long long;
+
+/// Eight bytes of device memory that a run fills in and kernels read: what may differ from run to
+/// run.
+struct Slot {
+  enum class Kind : uint8_t { input, output, scalar, input_dim, output_dim };
+  Kind kind;
+  size_t index; // input or output
+  int axis = 0; // of a dimension
+  size_t offset = 0; // bytes into the array
+
+  bool operator==(const Slot&) const = default;
+};
+
+/// A launch's parameters: `words` in the layout of the kernel's, one starting at each of `starts`.
+struct BoundLaunch {
+  const Launch* launch;
+  std::vector<uint64_t> words;
+  std::vector<size_t> starts;
+};
+
+struct Binding {
+  std::vector<Slot> slots;
+  std::vector<BoundLaunch> launches;
+};
+
+/// The parameters of all launches, given where constants, workspace (arena, then scratch) and slots
+/// are.
+Binding
+bind_plan(const Plan& plan, std::span<const Address> constants, Address workspace, Address slots);
+
+/// Bytes of arena and scratch.
+size_t workspace_bytes(const Plan& plan);
+
+/// Bytes that the slots take at most.
+size_t slot_bytes(const Plan& plan);
+
+/// One run's tensors; inputs on the host hold their value in `data` itself.
+struct RunValues {
+  std::vector<uint64_t> inputs;
+  std::vector<uint64_t> outputs;
+  std::vector<Shape> input_shapes;
+  std::vector<Shape> output_shapes;
+};
+
+/// What the slots hold for a run.
+std::vector<uint64_t> slot_values(std::span<const Slot> slots, const RunValues& run);
+
+} // namespace zmlx::cuda
