@@ -36,6 +36,17 @@ inline void expect_shape(const char* op, const char* name, const Type& type, con
   }
 }
 
+/// Floating x with a last axis, of at least `least` elements.
+inline void expect_rows(const char* op, const Type& x, int64_t least = 0) {
+  expect_floating(op, "x", x);
+  if (x.shape.rank() == 0) {
+    fail(op, "x must have at least 1 axis but got a number.");
+  }
+  if (x.shape[-1] < least) {
+    fail(op, "x's last axis must have at least ", least, " elements but got ", to_string(x), ".");
+  }
+}
+
 /// The position of a call's first token: one int32.
 inline void expect_offset(const char* op, const Type& type) {
   expect_dtype(op, "offset", type, Dtype::i32);

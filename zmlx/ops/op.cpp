@@ -82,4 +82,10 @@ OpBuilder& OpBuilder::cases(std::vector<Case> list) {
   return *this;
 }
 
+OpBuilder& OpBuilder::function(std::vector<Parameter> parameters) {
+  op_.is_function = true;
+  op_.parameters = std::move(parameters);
+  return *this;
+}
+
 } // namespace zmlx

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -43,6 +44,13 @@ struct Case {
 
 using Types = std::vector<Type>;
 
+/// An attribute that a function of the op takes, for its Python signature.
+struct Parameter {
+  std::string name;
+  std::string doc;
+  std::optional<Attr> otherwise; // when it is left out; none: it must be given
+};
+
 struct Op {
   std::string name;
   std::vector<std::string> args; // names of the inputs, in order; "*rest" for a variable number
@@ -66,6 +74,9 @@ struct Op {
   /// last. The kernel finds the input's contents there already.
   std::vector<std::pair<int, int>> in_place;
   std::vector<Case> cases;
+  /// Whether users call it by name: a function zmlx.ops.<name> in Python, with these parameters.
+  bool is_function = false;
+  std::vector<Parameter> parameters;
 };
 
 /// The position, among `count` inputs, of an input that Op::in_place names.
@@ -91,6 +102,7 @@ class OpBuilder {
   OpBuilder& traffic(decltype(Op::traffic) fn);
   OpBuilder& in_place(int output, int input);
   OpBuilder& cases(std::vector<Case> list);
+  OpBuilder& function(std::vector<Parameter> parameters = {});
 
  private:
   Op& op_;

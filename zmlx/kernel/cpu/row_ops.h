@@ -1,0 +1,52 @@
+// zmlx/kernel/cpu/row_ops.h: reductions, softmax, top-k, sums and norms along rows of f32, f16 or
+// bf16, computed in float32.
+#pragma once
+
+#include <cstdint>
+
+#include "zmlx/runtime/tensor.h"
+
+namespace zmlx::cpu {
+
+enum class Reduction : uint8_t { sum, mean, max, min, logsumexp };
+
+/// out[r] = reduction of x[r, 0..n), for `rows` rows. Maximum and minimum of a row with a NaN are
+/// NaN.
+void reduce_rows(Reduction what, Dtype dtype, const void* x, int64_t rows, int64_t n, void* out);
+
+/// softmax(scale * x) of each row, or its logarithm.
+void softmax_rows(
+    Dtype dtype,
+    const void* x,
+    int64_t rows,
+    int64_t n,
+    float scale,
+    bool logarithm,
+    void* out);
+
+/// Sums from a row's begin to each element.
+void cumsum_rows(Dtype dtype, const void* x, int64_t rows, int64_t n, void* out);
+
+/// The k largest of each row, the largest first; of equal ones the lower index first; NaN is larger
+/// than any number.
+void top_k_rows(
+    Dtype dtype,
+    const void* x,
+    int64_t rows,
+    int64_t n,
+    int64_t k,
+    void* values,
+    uint32_t* indices);
+
+/// out[r] = (x[r] - mean) / sqrt(variance + eps) * weight + bias; weight and bias may be null.
+void layer_norm_rows(
+    Dtype dtype,
+    const void* x,
+    const void* weight,
+    const void* bias,
+    float eps,
+    int64_t rows,
+    int64_t n,
+    void* out);
+
+} // namespace zmlx::cpu

@@ -1,0 +1,127 @@
+// zmlx/ops/activations.cpp: one op for each activation.
+#include "zmlx/ops/activations.h"
+
+#include <cmath>
+
+#include "mlx/ops.h"
+#include "zmlx/ops/check.h"
+
+namespace zmlx {
+namespace {
+
+mx::array number(double x) {
+  return mx::array(static_cast<float>(x));
+}
+
+mx::array silu(const mx::array& x) {
+  return x * mx::sigmoid(x);
+}
+mx::array gelu(const mx::array& x) {
+  return x * (number(1) + mx::erf(x * number(M_SQRT1_2))) * number(0.5);
+}
+mx::array gelu_tanh(const mx::array& x) {
+  auto inner = number(std::sqrt(2 / M_PI)) * (x + number(0.044715) * x * x * x);
+  return number(0.5) * x * (number(1) + mx::tanh(inner));
+}
+mx::array relu(const mx::array& x) {
+  return mx::maximum(x, number(0));
+}
+mx::array softplus(const mx::array& x) {
+  return mx::logaddexp(x, number(0));
+}
+
+Types types(const char* name, const Types& in) {
+  expect_inputs(name, in, 1);
+  expect_floating(name, "x", in[0]);
+  return {in[0]};
+}
+
+Case example(std::string name, mx::Shape shape) {
+  return {
+      std::move(name),
+      [shape](mx::Dtype dtype) { return Arrays{random_case(shape, dtype, 1, 1.5f)}; },
+      {}};
+}
+
+void add(const ActivationRow& row) {
+  OpBuilder(row.name)
+      .args({"x"})
+      .doc(std::string(row.formula) + " for each element of x, computed in float32.")
+      .function()
+      .types([&row](const Types& in, const Attrs&) { return types(row.name, in); })
+      .reference([&row](const Arrays& in, const Attrs&) -> Arrays {
+        return {mx::astype(row.reference(mx::astype(in[0], mx::float32)), in[0].dtype())};
+      })
+      .cpu([&row](const Types&, const Types&, const Attrs&) -> CpuKernel {
+        return {[kernel = row.kernel](const Call& call, Member& member) {
+          const Tensor& x = call.in[0];
+          const Range part = member.split(x.shape().size(), 64);
+          const int64_t at = part.begin * static_cast<int64_t>(size_of(x.dtype()));
+          cpu::activate(
+              kernel,
+              x.dtype(),
+              nullptr,
+              x.as<std::byte>() + at,
+              part.end - part.begin,
+              call.out[0].as<std::byte>() + at);
+        }};
+      })
+      .cases({
+          example("row", {1, 4096}),
+          example("rows", {37, 100}),
+          example("one", {}),
+          example("tail", {3, 31}),
+          example("over", {33}),
+          example("empty", {0, 8}),
+      });
+}
+
+const bool registered = [] {
+  for (auto& row : activations()) {
+    add(row);
+  }
+  return true;
+}();
+
+} // namespace
+
+const std::vector<ActivationRow>& activations() {
+  using cpu::Activation;
+  static const std::vector<ActivationRow> rows = {
+      {"silu", Activation::silu, "x * sigmoid(x) (Elfwing et al., 2017)", silu},
+      {"gelu",
+       Activation::gelu,
+       "x * (1 + erf(x / sqrt(2))) / 2 (Hendrycks and Gimpel, 2016)",
+       gelu},
+      {"gelu_tanh",
+       Activation::gelu_tanh,
+       "x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) (Hendrycks and Gimpel, 2016)",
+       gelu_tanh},
+      {"relu", Activation::relu, "max(x, 0)", relu},
+      {"relu2",
+       Activation::relu2,
+       "max(x, 0)^2 (So et al., 2021)",
+       [](auto& x) { return mx::square(relu(x)); }},
+      {"sigmoid", Activation::sigmoid, "1 / (1 + exp(-x))", [](auto& x) { return mx::sigmoid(x); }},
+      {"tanh", Activation::tanh, "tanh(x)", [](auto& x) { return mx::tanh(x); }},
+      {"softplus", Activation::softplus, "log(1 + exp(x)), without overflow", softplus},
+      {"mish",
+       Activation::mish,
+       "x * tanh(log(1 + exp(x))) (Misra, 2019)",
+       [](auto& x) { return x * mx::tanh(softplus(x)); }},
+  };
+  return rows;
+}
+
+const ActivationRow& activation_named(const char* op, const std::string& name) {
+  std::string names;
+  for (auto& row : activations()) {
+    if (row.name == name) {
+      return row;
+    }
+    names += (names.empty() ? "" : ", ") + std::string(row.name);
+  }
+  fail(op, "activation must be one of ", names, " but got ", name, ".");
+}
+
+} // namespace zmlx

@@ -1,0 +1,20 @@
+// zmlx/ops/activations.h: the activations that ops take by name.
+#pragma once
+
+#include "zmlx/kernel/cpu/activate.h"
+#include "zmlx/ops/op.h"
+
+namespace zmlx {
+
+struct ActivationRow {
+  const char* name;
+  cpu::Activation kernel;
+  const char* formula;
+  mx::array (*reference)(const mx::array& x); // x in float32
+};
+
+const std::vector<ActivationRow>& activations();
+/// The row of that name; throws std::invalid_argument("[op] activation must be ...").
+const ActivationRow& activation_named(const char* op, const std::string& name);
+
+} // namespace zmlx

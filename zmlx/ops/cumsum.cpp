@@ -1,0 +1,61 @@
+// zmlx/ops/cumsum.cpp: running sums along each row.
+#include "mlx/ops.h"
+#include "zmlx/kernel/cpu/row_ops.h"
+#include "zmlx/ops/check.h"
+
+namespace zmlx {
+namespace {
+
+Types types(const Types& in, const Attrs&) {
+  expect_inputs("cumsum", in, 1);
+  expect_rows("cumsum", in[0]);
+  return {in[0]};
+}
+
+Arrays reference(const Arrays& in, const Attrs&) {
+  return {mx::astype(mx::cumsum(mx::astype(in[0], mx::float32), -1), in[0].dtype())};
+}
+
+CpuKernel kernel(const Types&, const Types&, const Attrs&) {
+  return {[](const Call& call, Member& member) {
+    const Tensor& x = call.in[0];
+    const int64_t n = x.shape()[-1];
+    const Range part = member.split(x.shape().rows());
+    const int64_t at = part.begin * n * static_cast<int64_t>(size_of(x.dtype()));
+    cpu::cumsum_rows(
+        x.dtype(),
+        x.as<std::byte>() + at,
+        part.end - part.begin,
+        n,
+        call.out[0].as<std::byte>() + at);
+  }};
+}
+
+Case example(std::string name, mx::Shape shape) {
+  return {
+      std::move(name),
+      [shape](mx::Dtype dtype) { return Arrays{random_case(shape, dtype, 1)}; },
+      {}};
+}
+
+} // namespace
+
+ZMLX_OP(cumsum)
+    .args({"x"})
+    .doc("Sums of x [.., N] from the begin of each row to each element, accumulated in float32.")
+    .function()
+    .types(types)
+    .reference(reference)
+    .cpu(kernel)
+    .cases({
+        example("row", {1, 1024}),
+        example("rows", {37, 100}),
+        example("one", {5, 1}),
+        example("tail", {3, 31}),
+        example("even", {2, 32}),
+        example("over", {2, 2, 33}),
+        example("empty", {0, 8}),
+        example("empty rows", {3, 0}),
+    });
+
+} // namespace zmlx
