@@ -90,6 +90,24 @@ NB_MODULE(_ext, m) {
   });
   m.def("op_args", [](const std::string& name) { return op_named(name).args; });
   m.def("op_doc", [](const std::string& name) { return op_named(name).doc; });
+  m.def("function_names", [] {
+    std::vector<std::string> names;
+    for (auto* op : all_ops()) {
+      if (op->is_function) {
+        names.push_back(op->name);
+      }
+    }
+    return names;
+  });
+  m.def("op_parameters", [](const std::string& name) {
+    nb::list list;
+    for (auto& parameter : op_named(name).parameters) {
+      nb::object otherwise = parameter.otherwise ? nb::cast(*parameter.otherwise) : nb::none();
+      list.append(nb::make_tuple(
+          parameter.name, parameter.doc, parameter.otherwise.has_value(), otherwise));
+    }
+    return list;
+  });
   m.def(
       "apply",
       [](const std::string& name, const Arrays& inputs, const nb::dict& attrs) {

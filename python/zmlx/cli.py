@@ -16,7 +16,7 @@ from rich.table import Table
 
 import zmlx
 from zmlx import presets
-from zmlx.bench import batch, capsule, compare, report
+from zmlx.bench import batch, capsule, compare, micro, report
 from zmlx.bench.inference import Benchmark, Options
 from zmlx.bench.progress import Bar
 from zmlx.bench.statistics import CONFIDENCE
@@ -57,6 +57,7 @@ def bench() -> None:
 
 
 bench.add_command(batch.command)
+bench.add_command(micro.command)
 
 PRESET_OPTIONS = [
     click.option("--dtype", type=click.Choice(list(presets.DTYPES)), help="Of the activations."),

@@ -73,7 +73,7 @@ ZMLX_OP(dropout)
     .doc(
         "x / (1 - p) where a random number is at least p, else 0 (Srivastava et al., 2014). key: "
         "uint32 [2], as mx.random.key makes it; p: one float32 from 0 to 1. The random words are "
-        "mx.random.bits(x.shape, key=key), their upper 24 bits taken as a fraction: the same mask on "
+        "mx::random::bits(x.shape(), key), their upper 24 bits taken as a fraction: the same mask on "
         "every device, and in the gradient.")
     .types(types)
     .reference(reference)

@@ -1,0 +1,161 @@
+// zmlx/ops/moe_topk_gating.cpp: which experts take a token and with what weight, from the router's
+// logits.
+#include <array>
+#include <limits>
+
+#include "mlx/ops.h"
+#include "zmlx/kernel/cpu/activate.h"
+#include "zmlx/kernel/cpu/row_ops.h"
+#include "zmlx/kernel/cpu/rows.h"
+#include "zmlx/ops/check.h"
+
+namespace zmlx {
+namespace {
+
+constexpr const char* name = "moe_topk_gating";
+constexpr int64_t most_experts = 1024;
+
+struct Gating {
+  int64_t k;
+  bool sigmoid;
+  bool normalise;
+  float scale;
+};
+
+Gating settings(const Attrs& attrs) {
+  auto& scores = attrs.text("scores");
+  if (scores != "softmax" && scores != "sigmoid") {
+    fail(name, "scores must be softmax or sigmoid but got ", scores, ".");
+  }
+  return {
+      attrs.integer("k"),
+      scores == "sigmoid",
+      attrs.integer("normalise", 1) != 0,
+      static_cast<float>(attrs.real("scale", 1))};
+}
+
+Types types(const Types& in, const Attrs& attrs) {
+  auto op = settings(attrs);
+  if (in.empty() || in.size() > 2) {
+    fail(name, "expected logits and at most a bias but got ", in.size(), " inputs.");
+  }
+  expect_floating(name, "logits", in[0]);
+  if (in[0].shape.rank() == 0) {
+    fail(name, "logits must have at least 1 axis but got a number.");
+  }
+  const int64_t experts = in[0].shape[-1];
+  if (op.k < 1 || op.k > experts) {
+    fail(name, "k must be from 1 to the number of experts, ", experts, ", but got ", op.k, ".");
+  }
+  if (in.size() == 2) {
+    expect_dtype(name, "bias", in[1], Dtype::f32);
+    expect_shape(name, "bias", in[1], {experts});
+  }
+  Type weights = in[0];
+  weights.shape[-1] = op.k;
+  return {weights, {Dtype::u32, weights.shape}};
+}
+
+Arrays reference(const Arrays& in, const Attrs& attrs) {
+  auto op = settings(attrs);
+  auto logits = mx::astype(in[0], mx::float32);
+  auto scores = op.sigmoid ? mx::sigmoid(logits) : mx::softmax(logits, -1);
+  auto keys = in.size() == 2 ? scores + in[1] : scores;
+  auto indices = find_op("topk")->reference({keys}, {{"k", op.k}})[1];
+  auto weights = mx::take_along_axis(scores, indices, -1);
+  if (op.normalise) {
+    weights = weights / mx::sum(weights, -1, true);
+  }
+  weights = weights * mx::array(op.scale);
+  return {mx::astype(weights, in[0].dtype()), indices};
+}
+
+void run(const Gating& op, const Call& call, Member& member) {
+  const Tensor& logits = call.in[0];
+  const Dtype dtype = logits.dtype();
+  const auto bytes = static_cast<int64_t>(size_of(dtype));
+  const int64_t experts = logits.shape()[-1];
+  const float* bias = call.in.size() == 2 ? call.in[1].as<float>() : nullptr;
+  std::array<float, most_experts> scores;
+  std::array<float, most_experts> keys;
+  std::array<float, most_experts> weights;
+  const Range part = member.split(logits.shape().rows());
+  for (int64_t r = part.begin; r < part.end; ++r) {
+    cpu::load_row(dtype, logits.as<std::byte>() + r * experts * bytes, keys.data(), experts);
+    if (op.sigmoid) {
+      cpu::activate(
+          cpu::Activation::sigmoid, Dtype::f32, nullptr, keys.data(), experts, scores.data());
+    } else {
+      cpu::softmax_rows(Dtype::f32, keys.data(), 1, experts, 1, false, scores.data());
+    }
+    const float* by = scores.data();
+    if (bias) {
+      cpu::add_row(Dtype::f32, scores.data(), bias, experts, keys.data());
+      by = keys.data();
+    }
+    auto* indices = call.out[1].as<uint32_t>() + r * op.k;
+    cpu::top_k_rows(Dtype::f32, by, 1, experts, op.k, weights.data(), indices);
+    float total = 0;
+    for (int64_t i = 0; i < op.k; ++i) {
+      const auto n = static_cast<size_t>(i);
+      weights[n] = scores[indices[i]];
+      total += weights[n];
+    }
+    cpu::scale_row(op.normalise ? op.scale / total : op.scale, weights.data(), op.k);
+    cpu::store_row(dtype, weights.data(), call.out[0].as<std::byte>() + r * op.k * bytes, op.k);
+  }
+}
+
+CpuKernel kernel(const Types& in, const Types&, const Attrs& attrs) {
+  auto op = settings(attrs);
+  if (in[0].shape[-1] > most_experts) {
+    return {};
+  }
+  return {[op](const Call& call, Member& member) { run(op, call, member); }};
+}
+
+Case example(std::string label, mx::Shape shape, bool bias, Attrs attrs) {
+  return {
+      std::move(label),
+      [=](mx::Dtype dtype) {
+        Arrays in{random_case(shape, dtype, 1, 2)};
+        if (bias) {
+          in.push_back(random_case({shape.back()}, mx::float32, 2, 0.1f));
+        }
+        return in;
+      },
+      std::move(attrs)};
+}
+
+Attrs gating(int64_t k, std::string scores, int64_t normalise = 1, double scale = 1) {
+  return {{"k", k}, {"scores", std::move(scores)}, {"normalise", normalise}, {"scale", scale}};
+}
+
+} // namespace
+
+ZMLX_OP(moe_topk_gating)
+    .args({"logits", "*bias"})
+    .doc(
+        "The k experts of largest score for each row of logits [.., E]: their weights, in logits' "
+        "dtype, and indices (uint32), both [.., k], largest first, of equal scores the lower index "
+        "first. Scores are the softmax or the sigmoid of the logits in float32. A bias [E] (float32) "
+        "is added to the scores for the choice alone (DeepSeek-V3, 2024).")
+    .function({
+        {"k", "experts for each row", {}},
+        {"scores", "softmax or sigmoid", std::string("softmax")},
+        {"normalise", "whether the k weights are made to sum to one", int64_t{1}},
+        {"scale", "multiplies the weights", 1.0},
+    })
+    .types(types)
+    .reference(reference)
+    .cpu(kernel)
+    .cases({
+        example("token", {1, 128}, false, gating(8, "softmax")),
+        example("prompt", {37, 64}, false, gating(2, "softmax", 0)),
+        example("sigmoid", {5, 33}, true, gating(4, "sigmoid", 1, 2.5)),
+        example("one", {3, 1}, false, gating(1, "softmax")),
+        example("all", {2, 2, 7}, false, gating(7, "sigmoid", 0)),
+        example("empty", {0, 8}, false, gating(2, "softmax")),
+    });
+
+} // namespace zmlx
