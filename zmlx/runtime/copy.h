@@ -12,6 +12,10 @@ namespace mx = mlx::core;
 /// What a kernel sees of an evaluated, row-contiguous array.
 Tensor tensor_of(const mx::array& a);
 
+/// Gives an output memory. Large outputs ask for huge pages: a fresh one would otherwise cost a
+/// fault for every 4 KiB, several times what its kernel takes.
+void allocate(mx::array& out);
+
 /// Copies an evaluated array of any strides into row-contiguous memory.
 void copy_packed(const mx::array& from, std::byte* to);
 

@@ -106,7 +106,7 @@ void Fused::eval_cpu(const Arrays& inputs, Arrays& outputs) {
     if (from && from->is_donatable() && from->flags().row_contiguous) {
       out.copy_shared_buffer(*from);
     } else {
-      out.set_data(mx::allocator::malloc(out.nbytes()));
+      allocate(out);
       if (from) {
         auto& packed = task.in[static_cast<size_t>(from - inputs.data())];
         encoder.dispatch([packed, to = out.data<char>()] {
