@@ -1,5 +1,6 @@
 # tests/python/test_ops.py: zmlx.ops against NumPy in double precision, and what mistakes say.
 import inspect
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -10,6 +11,7 @@ from scipy import special
 
 from zmlx import ops
 
+DOCS = (Path(__file__).parents[2] / "docs" / "ops.md").read_text()
 TOLERANCE = {mx.float32: 2e-5, mx.float16: 3e-3, mx.bfloat16: 2.4e-2}
 
 
@@ -319,3 +321,4 @@ def test_every_function_has_a_signature_and_says_what_it_does() -> None:
         assert function.__name__ == name
         assert inspect.signature(function).parameters
         assert len(function.__doc__) > 20
+        assert f"`{name}(" in DOCS
