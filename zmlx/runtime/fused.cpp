@@ -67,6 +67,9 @@ class Fused : public mx::Primitive {
   Attrs attrs_;
 };
 
+// What one thread moves sooner than the team wakes up.
+constexpr size_t alone_bytes = size_t{64} << 10;
+
 /// What a task needs on the stream's thread; tensors point into arrays that MLX keeps alive until
 /// the task has run.
 struct Task {
@@ -77,7 +80,14 @@ struct Task {
 
   void operator()() const {
     Call call{in, out, scratch};
-    Team::instance().run([&](Member& member) { kernel.run(call, member); });
+    auto body = [&](Member& member) { kernel.run(call, member); };
+    size_t bytes = 0;
+    for (auto* list : {&in, &out}) {
+      for (auto& tensor : *list) {
+        bytes += tensor.type.bytes();
+      }
+    }
+    bytes <= alone_bytes ? Team::instance().run_alone(body) : Team::instance().run(body);
   }
 };
 
