@@ -35,29 +35,39 @@ def _function(name: str) -> Callable[..., Any]:
     attributes = _ext.op_parameters(name)
     parameters += [_parameter(key, otherwise, given) for key, _, given, otherwise in attributes]
     signature = inspect.Signature(parameters)
-    kinds = {key: type(otherwise) for key, _, given, otherwise in attributes if given}
+    defaults = {key: otherwise for key, _, given, otherwise in attributes if given}
+    required = {key for key, _, given, _ in attributes if not given}
+    known = required | defaults.keys()
+    args_taken = _ext.op_args(name)
+    arrays_taken = -1 if any(arg.startswith("*") for arg in args_taken) else len(args_taken)
 
-    def function(*args: Any, **kwargs: Any) -> Any:
+    def bind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        """Arrays and attributes of a call in any form; errors give the signature."""
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:
             raise TypeError(f"[{name}] {error}; the signature is {name}{signature}.") from None
-        bound.apply_defaults()
-        arrays: list[mx.array] = []
-        attrs: dict[str, Any] = {}
+        arrays: list[Any] = []
         for parameter in signature.parameters.values():
-            value = bound.arguments[parameter.name]
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-                is_real = kinds.get(parameter.name) is float
-                attrs[parameter.name] = float(value) if is_real else value
-            else:
-                group = value if parameter.kind is inspect.Parameter.VAR_POSITIONAL else [value]
-                arrays += group
+            if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+                arrays += bound.arguments.get(parameter.name, ())
+            elif parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+                arrays.append(bound.arguments[parameter.name])
+        return arrays, {key: bound.arguments[key] for key in known & bound.arguments.keys()}
+
+    def function(*args: Any, **kwargs: Any) -> Any:
+        if len(args) == arrays_taken and required <= kwargs.keys() <= known:
+            arrays: Any = list(args)  # the usual call, without the cost of binding
+        else:
+            arrays, kwargs = bind(args, kwargs)
+        attrs = {**defaults, **kwargs}
+        for key, otherwise in defaults.items():
+            if type(otherwise) is float:
+                attrs[key] = float(attrs[key])
         for array in arrays:
             if not isinstance(array, mx.array):
-                raise TypeError(
-                    f"[{name}] expected mx.array inputs but got {type(array).__name__}."
-                )
+                kind = type(array).__name__
+                raise TypeError(f"[{name}] expected mx.array inputs but got {kind}.")
         outputs = _ext.apply(name, arrays, attrs)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
