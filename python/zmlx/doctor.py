@@ -94,11 +94,12 @@ def present(name: str) -> dict[str, Any]:
 
 
 def devices() -> dict[str, Any]:
-    """MLX's devices; patched models run on the CPU."""
+    """MLX's devices; patched models run on the CPU and on GPUs of CUDA."""
     others = [name for name in ("cuda", "metal") if _has(name)]
     found = f"default {mx.default_device().type.name}; also {', '.join(others) or 'none'}"
-    if mx.default_device() != mx.Device(mx.cpu, 0):
-        return check("devices", WARNING, found, "mx.set_default_device(mx.cpu)")
+    why = _ext.why_no_cuda()
+    if mx.default_device() != mx.Device(mx.cpu, 0) and why:
+        return check("devices", WARNING, f"{found}; {why}", "mx.set_default_device(mx.cpu)")
     return check("devices", OK, found)
 
 

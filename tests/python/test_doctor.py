@@ -98,10 +98,13 @@ def test_a_cache_folder_that_anybody_may_write_is_a_warning(tmp_path):
     assert doctor.cache(folder)["remedy"] == f"chmod o-w {folder}"
 
 
-def test_a_default_device_that_is_not_the_cpu_is_a_warning(monkeypatch):
+def test_a_default_device_without_kernels_is_a_warning(monkeypatch):
     assert doctor.devices()["status"] == "ok"
     monkeypatch.setattr(doctor.mx, "default_device", lambda: mx.Device(mx.gpu, 0))
+    monkeypatch.setattr(doctor._ext, "why_no_cuda", lambda: "no driver")
     assert doctor.devices()["remedy"] == "mx.set_default_device(mx.cpu)"
+    monkeypatch.setattr(doctor._ext, "why_no_cuda", lambda: "")
+    assert doctor.devices()["status"] == "ok"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@
 #include "mlx/transforms_impl.h"
 #include "zmlx/graph/capture.h"
 #include "zmlx/runtime/copy.h"
+#include "zmlx/runtime/cuda/apply.h"
+#include "zmlx/runtime/cuda/mlx_stream.h"
 #include "zmlx/runtime/error.h"
 
 namespace zmlx {
@@ -19,6 +21,12 @@ Types types_of(const Arrays& arrays) {
     out.push_back(type_of(a));
   }
   return out;
+}
+
+/// The kernel for MLX's GPU; none where there is no GPU that we know.
+cuda::Kernel cuda_kernel(const Op& op, const Types& in, const Types& out, const Attrs& attrs) {
+  auto device = cuda::device();
+  return device && op.cuda ? op.cuda(in, out, attrs, *device) : cuda::Kernel{};
 }
 
 class Fused : public mx::Primitive {
@@ -137,8 +145,16 @@ void Fused::eval_cpu(const Arrays& inputs, Arrays& outputs) {
   encoder.dispatch(std::move(task));
 }
 
-void Fused::eval_gpu(const Arrays&, Arrays&) {
-  fail(name(), "this build has no GPU kernels; use the CPU device.");
+void Fused::eval_gpu(const Arrays& inputs, Arrays& outputs) {
+  auto kernel = cuda_kernel(op_, types_of(inputs), types_of(outputs), attrs_);
+  if (!kernel) {
+    fail(
+        name(),
+        "there is no GPU kernel for ",
+        to_string(type_of(inputs[0])),
+        "; use apply(), which falls back to MLX.");
+  }
+  cuda::apply(op_, kernel, inputs, outputs, stream());
 }
 
 /// The reference as a function of the arguments `argnums` alone, and those arguments.
@@ -200,9 +216,18 @@ Arrays node(const Op& op, const Arrays& inputs, const Attrs& attrs, mx::StreamOr
 Arrays apply(const Op& op, const Arrays& inputs, const Attrs& attrs, mx::StreamOrDevice s) {
   auto in = types_of(inputs);
   auto out = op.types(in, attrs);
-  bool on_cpu = mx::to_stream(s).device == mx::Device::cpu;
-  bool has_kernel = on_cpu && op.cpu && op.cpu(in, out, attrs).run;
-  return has_kernel ? node(op, inputs, attrs, s) : op.reference(inputs, attrs);
+  if (mx::to_stream(s).device == mx::Device::cpu) {
+    bool has_kernel = op.cpu && op.cpu(in, out, attrs).run;
+    return has_kernel ? node(op, inputs, attrs, s) : op.reference(inputs, attrs);
+  }
+  if (!cuda_kernel(op, in, out, attrs)) {
+    return op.reference(inputs, attrs);
+  }
+  Arrays packed;
+  for (auto& a : inputs) {
+    packed.push_back(mx::contiguous(a, false, s));
+  }
+  return node(op, packed, attrs, s);
 }
 
 const Op& op_named(std::string_view name) {

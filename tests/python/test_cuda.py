@@ -1,0 +1,168 @@
+"""A model patched on a CUDA GPU: skipped where there is none."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx_lm.generate import batch_generate
+from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
+from test_patch import TOLERANCE, distance, greedy, steps, to_float32, tokens_of
+
+from zmlx import _ext
+from zmlx.patch import explain, is_patched, patch, unpatch
+
+pytestmark = pytest.mark.skipif(bool(_ext.why_no_cuda()), reason=_ext.why_no_cuda() or "CUDA")
+
+MODELS = ("tiny-moe", "tiny-qwen3")
+
+
+@pytest.fixture(autouse=True)
+def on_the_gpu() -> Iterator[None]:
+    mx.set_default_device(mx.gpu)
+    yield
+    mx.set_default_device(mx.cpu)
+
+
+def patched(model: Any) -> Any:
+    patch(model)
+    assert model.zmlx.patched, model.zmlx.reasons
+    assert model.zmlx.device.startswith("cuda")
+    return model
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_are_as_close_to_float32_as_bfloat16_allows(load: Any, name: str) -> None:
+    model, _ = load(name)
+    tokens = tokens_of(60)
+    chunks = [33, 1, 1, 9, 1, 1, 1, 1, 2, 5, 5]
+    reference = steps(to_float32(model), tokens, chunks)
+    assert distance(steps(patched(model), tokens, chunks), reference) < TOLERANCE["bfloat16"]
+    assert not model.zmlx.stock_calls
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_decode_is_planned_and_repeats_itself(load: Any, name: str) -> None:
+    model, _ = load(name)
+    patched(model)
+    assert "not planned" not in explain(model)
+    prompt = tokens_of(21)
+    assert greedy(model, prompt, 30) == greedy(model, prompt, 30)
+    assert not model.zmlx.stock_calls
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_states_are_written_in_place_and_grow(load: Any, name: str) -> None:
+    model, _ = load(name)
+    tokens = tokens_of(270)
+    reference = steps(to_float32(model), tokens, [250] + [1] * 20)
+    patched(model)
+    before = _ext.run_counts()
+    assert distance(steps(model, tokens, [250] + [1] * 20), reference) < TOLERANCE["bfloat16"]
+    after = _ext.run_counts()
+    states = 2 * len(model.layers)
+    assert after["copied"] - before["copied"] <= 2 * states  # the first buffers, and grown ones
+    assert after["in_place"] - before["in_place"] >= 18 * states
+
+
+def test_a_trimmed_cache_and_a_copied_one_go_on_by_themselves(load: Any) -> None:
+    model, _ = load("tiny-moe")
+    patched(model)
+    prompt = tokens_of(21)
+    cache = make_prompt_cache(model)
+    first = greedy(model, prompt, 8, cache)
+    copied = copy.deepcopy(cache)
+    trim_prompt_cache(cache, 8)
+    trim_prompt_cache(copied, 8)
+    nexts = mx.array([[first[0]]])
+    a, b = model(nexts, cache=cache), model(nexts, cache=copied)
+    assert mx.array_equal(a, b).item()
+    assert mx.argmax(a[0, -1]).item() == first[1]
+
+
+def test_a_snapshot_that_shares_buffers_is_not_overwritten(load: Any) -> None:
+    model, _ = load("tiny-moe")
+    patched(model)
+    cache = make_prompt_cache(model)
+    mx.eval(model(tokens_of(21), cache=cache))
+    kept = cache[0].keys
+    before = mx.array(kept)
+    mx.eval(before)
+    mx.eval(model(mx.array([[5]]), cache=cache))
+    assert mx.array_equal(kept, before).item()
+
+
+def test_the_cpu_reads_logits_while_decoding_goes_on(load: Any) -> None:
+    model, _ = load("tiny-moe")
+    patched(model)
+    prompt = tokens_of(21)
+    expected = greedy(model, prompt, 12)
+    cache = make_prompt_cache(model)
+    logits, tokens = model(prompt, cache=cache), []
+    for _ in range(12):
+        on_cpu = mx.argmax(logits[:, -1, :], axis=-1, stream=mx.cpu)
+        tokens.append(on_cpu.item())
+        logits = model(on_cpu[:, None], cache=cache)
+    assert tokens == expected
+
+
+def test_weights_that_the_cpu_has_read_are_found_again(load: Any) -> None:
+    model, _ = load("tiny-moe")
+    patched(model)
+    prompt = tokens_of(21)
+    expected = greedy(model, prompt, 8)
+    for weight in (model.model.norm.weight, model.model.layers[0].input_layernorm.weight):
+        mx.eval(mx.sum(weight, stream=mx.cpu))
+    assert greedy(model, prompt, 8) == expected
+
+
+def test_batches_give_as_many_tokens_as_one_by_one(load: Any) -> None:
+    model, tokenizer = load("tiny-moe")
+    patched(model)
+    prompts = [tokens_of(n, seed=n)[0].tolist() for n in (5, 9, 3)]
+    result = batch_generate(model, tokenizer, prompts, max_tokens=6, return_token_ids=True)
+    assert [len(tokens) for tokens in result.token_ids] == [6, 6, 6]
+    assert not model.zmlx.stock_calls
+
+
+def test_two_streams_give_the_same_tokens(load: Any) -> None:
+    model, _ = load("tiny-moe")
+    patched(model)
+    prompt = tokens_of(21)
+    mx.eval(prompt)
+    expected = greedy(model, prompt, 12)
+    found: list[list[int]] = []
+
+    def decode() -> None:
+        mx.set_default_device(mx.gpu)
+        with mx.stream(mx.new_thread_local_stream(mx.gpu)):
+            found.append(greedy(model, prompt, 12))
+
+    for _ in range(2):
+        thread = threading.Thread(target=decode)
+        thread.start()
+        thread.join()
+    assert found == [expected, expected]
+
+
+def test_unpatch_gives_the_model_back(load: Any) -> None:
+    model, _ = load("tiny-moe")
+    prompt = tokens_of(21)
+    expected = greedy(model, prompt, 8)
+    patched(model)
+    greedy(model, prompt, 8)
+    unpatch(model)
+    assert not is_patched(model)
+    assert greedy(model, prompt, 8) == expected
+
+
+def test_an_op_alone_runs_among_mlxs_own() -> None:
+    x = mx.random.normal((3, 128)).astype(mx.bfloat16)
+    weight = mx.random.normal((128,)).astype(mx.bfloat16)
+    (out,) = _ext.apply("rms_norm", [mx.exp(x), weight], {"eps": 1e-6})
+    expected = mx.fast.rms_norm(mx.exp(x).astype(mx.float32), weight.astype(mx.float32), 1e-6)
+    assert distance((out * 2).astype(mx.float32), 2 * expected) < TOLERANCE["bfloat16"]
