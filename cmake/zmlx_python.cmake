@@ -15,6 +15,7 @@ endif()
 find_package(nanobind 3.1.0 EXACT CONFIG REQUIRED)
 
 nanobind_add_module(_ext NB_STATIC NB_DOMAIN mlx NB_SUPPRESS_WARNINGS
+  ${PROJECT_SOURCE_DIR}/python/src/authoring.cpp
   ${PROJECT_SOURCE_DIR}/python/src/ext.cpp
   ${PROJECT_SOURCE_DIR}/python/src/runner.cpp)
 target_link_libraries(_ext PRIVATE zmlx zmlx_options)

@@ -7,6 +7,7 @@
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
+#include "authoring.h"
 #include "mlx/mlx.h"
 #include "mlx/version.h"
 #include "runner.h"
@@ -158,6 +159,8 @@ NB_MODULE(_ext, m) {
     items["seconds"] = counts.seconds;
     return items;
   });
+
+  bind_authoring(m);
 
   nb::class_<RewriteReport>(m, "RewriteReport")
       .def_ro("fired", &RewriteReport::fired)

@@ -34,7 +34,7 @@ if _ext.mlx_version != mx.__version__:
     )
 
 # `zmlx.patch` is the module: a function of that name would hide `zmlx.patch.explain`.
-_PARTS = ("bench", "ops", "patch", "presets")
+_PARTS = ("autograd", "bench", "elementwise", "ops", "patch", "presets")
 _FUNCTIONS = {
     "compile": "zmlx.functions",
     "rewrite": "zmlx.functions",

@@ -1,0 +1,94 @@
+// python/src/authoring.cpp: text in, kernels out. Thin.
+#include "authoring.h"
+
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "mlx/mlx.h"
+#include "zmlx/graph/capture.h"
+#include "zmlx/kernel/lang/parse.h"
+#include "zmlx/runtime/elementwise.h"
+#include "zmlx/runtime/error.h"
+#include "zmlx/runtime/jit.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace zmlx {
+namespace {
+
+using Names = std::vector<std::string>;
+
+Dtype dtype_named(const std::string& name) {
+  for (int i = 0; i <= static_cast<int>(Dtype::f32); ++i) {
+    if (name == name_of(static_cast<Dtype>(i))) {
+      return static_cast<Dtype>(i);
+    }
+  }
+  fail(
+      "kernel",
+      "compute_dtype must be real with at most 32 bits or an integer but got ",
+      name,
+      ".");
+}
+
+} // namespace
+
+void bind_authoring(nb::module_& m) {
+  m.def("jit_compile_count", &jit::compile_count);
+  nb::class_<Elementwise>(m, "Elementwise")
+      .def(
+          "__init__",
+          [](Elementwise* self,
+             const std::string& name,
+             const Names& inputs,
+             const std::string& text,
+             const Names& outputs,
+             const std::string& compute_dtype,
+             const Names& gradients,
+             const std::string& prelude,
+             const std::string& header) {
+            ElementwiseSpec spec{name, inputs};
+            lang::Source source{text, inputs, name, "", header};
+            spec.outputs = outputs.empty() ? std::vector{lang::parse(source)}
+                                           : lang::parse_outputs(source, outputs);
+            source.inputs.insert(source.inputs.end(), {"g", "y"});
+            source.prelude = prelude;
+            for (auto& gradient : gradients) {
+              source.text = gradient;
+              spec.gradients.push_back(lang::parse(source));
+            }
+            if (!compute_dtype.empty()) {
+              spec.compute = dtype_named(compute_dtype);
+            }
+            new (self) Elementwise(std::move(spec));
+          },
+          "name"_a,
+          "inputs"_a,
+          "text"_a,
+          "outputs"_a = Names(),
+          "compute_dtype"_a = "",
+          "gradients"_a = Names(),
+          "prelude"_a = "",
+          "header"_a = "")
+      .def(
+          "__call__",
+          [](const Elementwise& self,
+             const std::vector<mx::array>& inputs,
+             const std::vector<bool>& weak) { return self(inputs, weak); },
+          "inputs"_a,
+          "weak"_a = std::vector<bool>())
+      .def(
+          "source",
+          [](const Elementwise& self, const std::string& language, const Names& dtypes) {
+            std::vector<Dtype> found;
+            for (auto& name : dtypes) {
+              found.push_back(dtype_named(name));
+            }
+            return self.source(language, found);
+          },
+          "language"_a,
+          "dtypes"_a);
+}
+
+} // namespace zmlx

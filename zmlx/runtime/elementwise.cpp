@@ -1,0 +1,415 @@
+// zmlx/runtime/elementwise.cpp: the primitive behind Elementwise: blocks of contiguous elements,
+// gathered where an input is strided.
+#include "zmlx/runtime/elementwise.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <iostream>
+#include <map>
+#include <mutex>
+
+#include "mlx/allocator.h"
+#include "mlx/backend/cpu/encoder.h"
+#include "mlx/ops.h"
+#include "mlx/primitives.h"
+#include "mlx/transforms.h"
+#include "zmlx/graph/capture.h"
+#include "zmlx/kernel/lang/derive.h"
+#include "zmlx/kernel/lang/print.h"
+#include "zmlx/runtime/error.h"
+#include "zmlx/runtime/expression_graph.h"
+#include "zmlx/runtime/gather.h"
+#include "zmlx/runtime/jit.h"
+#include "zmlx/runtime/team.h"
+
+namespace zmlx {
+
+using Arrays = std::vector<mx::array>;
+
+using Run = void (*)(const void* const*, void* const*, int64_t);
+
+/// A kernel for given dtypes.
+struct Specialised {
+  lang::Program program;
+  std::vector<Dtype> in;
+  std::vector<Dtype> out;
+  std::once_flag once{};
+  std::shared_ptr<const jit::Library> library{};
+  Run run = nullptr;
+
+  void compile() {
+    std::call_once(once, [this] {
+      library = jit::compile(lang::elementwise_text({program, in, out}, lang::Language::cpp));
+      run = reinterpret_cast<Run>(library->symbol("zmlx_run"));
+    });
+  }
+};
+
+struct Elementwise::State {
+  explicit State(ElementwiseSpec s) : spec(std::move(s)) {}
+
+  /// Everything that depends on dtypes alone, made once.
+  Specialised& specialise(const std::vector<lang::Typed>& types);
+  /// The kernel of the gradients of the arguments `argnums`.
+  Elementwise gradient(const std::vector<int>& argnums);
+
+  const ElementwiseSpec spec;
+
+ private:
+  std::mutex mutex_;
+  std::map<std::vector<std::pair<Dtype, bool>>, std::unique_ptr<Specialised>> specialised_;
+  std::map<std::vector<int>, Elementwise> gradients_;
+};
+
+namespace {
+
+constexpr int64_t block = 1024; // elements: what a few inputs' blocks need fits the first cache
+
+std::string shapes_of(const Arrays& arrays) {
+  std::string text;
+  for (auto& a : arrays) {
+    text += (text.empty() ? "" : ", ") + to_string(type_of(a).shape);
+  }
+  return text;
+}
+
+mx::Shape common_shape(const std::string& name, const Arrays& inputs) {
+  mx::Shape shape;
+  for (auto& x : inputs) {
+    if (x.ndim() > shape.size()) {
+      shape.insert(shape.begin(), x.ndim() - shape.size(), 1);
+    }
+    for (size_t i = 0; i < x.ndim(); ++i) {
+      auto& out = shape[shape.size() - x.ndim() + i];
+      int dim = x.shape(static_cast<int>(i));
+      if (out != dim && out != 1 && dim != 1) {
+        fail(name.c_str(), "shapes must broadcast but got ", shapes_of(inputs), ".");
+      }
+      out = out == 1 ? dim : out;
+    }
+  }
+  return shape;
+}
+
+struct Task {
+  std::shared_ptr<const jit::Library> library;
+  Run run;
+  std::vector<Strided> in;
+  std::vector<void*> out;
+  std::vector<size_t> out_sizes;
+  int64_t size;
+
+  void operator()() const {
+    Team& team = Team::instance();
+    auto part = [&](Member& member) { work(member.split(size, 64)); };
+    // Waking the team costs more than a short kernel.
+    if (size < 16 * block) {
+      team.run_alone(part);
+    } else {
+      team.run(part);
+    }
+  }
+
+  void work(Range part) const {
+    bool direct = std::all_of(in.begin(), in.end(), [](auto& x) { return x.contiguous(); });
+    std::vector<const void*> from(in.size());
+    std::vector<void*> to(out.size());
+    std::vector<uint64_t> memory(direct ? 0 : in.size() * static_cast<size_t>(block));
+    int64_t length = direct ? part.end - part.begin : block;
+    for (int64_t i = part.begin; i < part.end; i += length) {
+      int64_t n = std::min(length, part.end - i);
+      for (size_t k = 0; k < in.size(); ++k) {
+        from[k] = in[k].contiguous() ? in[k].at(i) : memory.data() + k * static_cast<size_t>(block);
+        // One value for all elements stays where the first block has put it.
+        if (!in[k].contiguous() && (i == part.begin || !in[k].constant())) {
+          in[k].gather(i, in[k].constant() ? block : n, const_cast<void*>(from[k]));
+        }
+      }
+      for (size_t k = 0; k < out.size(); ++k) {
+        to[k] = static_cast<char*>(out[k]) + static_cast<size_t>(i) * out_sizes[k];
+      }
+      run(from.data(), to.data(), n);
+    }
+  }
+};
+
+class Authored : public mx::Primitive {
+ public:
+  Authored(mx::Stream s, std::shared_ptr<Elementwise::State> state, std::vector<bool> weak)
+      : Primitive(s), state_(std::move(state)), weak_(std::move(weak)) {}
+
+  const char* name() const override {
+    return state_->spec.name.c_str();
+  }
+  bool is_equivalent(const mx::Primitive& other) const override {
+    auto* same = dynamic_cast<const Authored*>(&other);
+    return same && same->state_ == state_ && same->weak_ == weak_;
+  }
+  std::vector<mx::Shape> output_shapes(const Arrays& inputs) override {
+    return {state_->spec.outputs.size(), common_shape(state_->spec.name, inputs)};
+  }
+  std::vector<lang::Typed> types(const Arrays& inputs) const {
+    std::vector<lang::Typed> out;
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      out.push_back({type_of(inputs[i]).dtype, i < weak_.size() && weak_[i]});
+    }
+    return out;
+  }
+
+  void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
+    auto& kernel = state_->specialise(types(inputs));
+    kernel.compile();
+    auto size = static_cast<int64_t>(outputs[0].size());
+    Task task{kernel.library, kernel.run, {}, {}, {}, size};
+    auto& encoder = mx::cpu::get_command_encoder(stream());
+    auto shape = type_of(outputs[0]).shape;
+    for (auto& in : inputs) {
+      encoder.set_input_array(in);
+      task.in.emplace_back(in.data<char>(), in.itemsize(), type_of(in).shape, in.strides(), shape);
+    }
+    std::vector<bool> given(inputs.size());
+    for (auto& out : outputs) {
+      bool donated = false;
+      for (size_t i = 0; i < inputs.size() && !donated; ++i) {
+        auto& in = inputs[i];
+        // Its elements are read before those of the output at the same place are written.
+        donated = !given[i] && in.is_donatable() && in.flags().row_contiguous &&
+            in.nbytes() == out.nbytes() && in.itemsize() == out.itemsize();
+        if (donated) {
+          given[i] = true;
+          out.copy_shared_buffer(in);
+        }
+      }
+      if (!donated) {
+        out.set_data(mx::allocator::malloc(out.nbytes()));
+      }
+      encoder.set_output_array(out);
+      task.out.push_back(out.data<char>());
+      task.out_sizes.push_back(out.itemsize());
+    }
+    if (task.size) {
+      encoder.dispatch(std::move(task));
+    }
+  }
+  void eval_gpu(const Arrays&, Arrays&) override {
+    fail(name(), "this build runs elementwise kernels on the CPU only.");
+  }
+
+  Arrays vjp(
+      const Arrays& primals,
+      const Arrays& cotangents,
+      const std::vector<int>& argnums,
+      const Arrays& outputs) override {
+    auto inputs = primals;
+    inputs.insert(inputs.end(), cotangents.begin(), cotangents.end());
+    if (!state_->spec.gradients.empty()) {
+      inputs.push_back(outputs[0]);
+    }
+    auto weak = weak_;
+    weak.resize(inputs.size(), false);
+    auto found = state_->gradient(argnums)(inputs, weak, stream());
+    for (size_t k = 0; k < argnums.size(); ++k) {
+      found[k] = summed_to(found[k], primals[static_cast<size_t>(argnums[k])].shape());
+    }
+    return found;
+  }
+
+  Arrays jvp(const Arrays& primals, const Arrays& tangents, const std::vector<int>& argnums)
+      override {
+    auto& kernel = state_->specialise(types(primals));
+    // The transpose of the gradient: linear in the cotangent, so vjp of vjp.
+    auto shape = common_shape(state_->spec.name, primals);
+    Arrays zeros;
+    for (auto dtype : kernel.out) {
+      zeros.push_back(mx::zeros(shape, mlx_dtype(dtype), stream()));
+    }
+    auto back = [&](const Arrays& g) { return vjp(primals, g, argnums, call(primals)); };
+    return mx::vjp(back, zeros, tangents).second;
+  }
+
+  std::pair<Arrays, std::vector<int>> vmap(const Arrays& inputs, const std::vector<int>& axes)
+      override {
+    size_t rank = 0;
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      rank = std::max(rank, inputs[i].ndim() - (axes[i] >= 0));
+    }
+    auto moved = inputs;
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      if (axes[i] >= 0) {
+        auto x = mx::moveaxis(inputs[i], axes[i], 0, stream());
+        auto shape = x.shape();
+        shape.insert(shape.begin() + 1, rank + 1 - shape.size(), 1);
+        moved[i] = mx::reshape(x, shape, stream());
+      }
+    }
+    auto out = call(moved);
+    return {out, std::vector<int>(out.size(), 0)};
+  }
+
+ private:
+  Arrays call(const Arrays& inputs);
+
+  mx::array summed_to(mx::array x, const mx::Shape& shape) {
+    std::vector<int> axes;
+    size_t extra = x.ndim() - shape.size();
+    for (size_t i = 0; i < x.ndim(); ++i) {
+      if (i < extra || (shape[i - extra] == 1 && x.shape(static_cast<int>(i)) != 1)) {
+        axes.push_back(static_cast<int>(i));
+      }
+    }
+    return axes.empty() ? x : mx::reshape(mx::sum(x, axes, true, stream()), shape, stream());
+  }
+
+  std::shared_ptr<Elementwise::State> state_;
+  std::vector<bool> weak_;
+};
+
+Arrays build(
+    const std::shared_ptr<Elementwise::State>& state,
+    const Arrays& inputs,
+    const std::vector<bool>& weak,
+    mx::StreamOrDevice s) {
+  auto shape = common_shape(state->spec.name, inputs);
+  auto stream = mx::to_stream(s);
+  auto primitive = std::make_shared<Authored>(stream, state, weak);
+  auto& kernel = state->specialise(primitive->types(inputs));
+  std::vector<mx::Dtype> dtypes;
+  for (auto dtype : kernel.out) {
+    dtypes.push_back(mlx_dtype(dtype));
+  }
+  bool on_cpu = stream.device == mx::Device::cpu;
+  if (!on_cpu || !jit::available()) {
+    static std::once_flag once;
+    std::call_once(once, [&] {
+      std::cerr << "[zmlx] kernels run as plain MLX ops: "
+                << (on_cpu ? "there is no C++ compiler (set ZMLX_CXX)." : "the device is a GPU.")
+                << '\n';
+    });
+    return expression_graph(kernel.program, inputs, dtypes, s);
+  }
+  return mx::array::make_arrays(
+      std::vector<mx::Shape>(dtypes.size(), shape), dtypes, primitive, inputs);
+}
+
+Arrays Authored::call(const Arrays& inputs) {
+  return build(state_, inputs, weak_, stream());
+}
+
+} // namespace
+
+Specialised& Elementwise::State::specialise(const std::vector<lang::Typed>& types) {
+  std::vector<std::pair<Dtype, bool>> key;
+  for (auto& type : types) {
+    key.emplace_back(type.dtype, type.weak);
+  }
+  std::lock_guard lock(mutex_);
+  auto& made = specialised_[key];
+  if (!made) {
+    auto as = types;
+    if (spec.compute) {
+      for (auto& type : as) {
+        type.dtype = *spec.compute;
+      }
+    }
+    auto kernel = std::make_unique<Specialised>();
+    kernel->program = lang::lower(spec.outputs, spec.inputs, as);
+    // Without the conversion: what the results are stored as.
+    auto stored = lang::lower(spec.outputs, spec.inputs, types);
+    for (size_t i = 0; i < spec.outputs.size(); ++i) {
+      auto step = static_cast<size_t>(kernel->program.results[i]);
+      auto dtype = kernel->program.steps[step].type.dtype;
+      auto plain = stored.steps[static_cast<size_t>(stored.results[i])].type.dtype;
+      if (spec.compute && is_floating(plain)) {
+        dtype = plain;
+      } else if (!spec.compute) {
+        dtype = plain;
+      }
+      if (i < spec.like.size() && spec.like[i] >= 0) {
+        dtype = types[static_cast<size_t>(spec.like[i])].dtype;
+      }
+      kernel->out.push_back(dtype);
+    }
+    for (auto& type : types) {
+      kernel->in.push_back(type.dtype);
+    }
+    made = std::move(kernel);
+  }
+  return *made;
+}
+
+Elementwise Elementwise::State::gradient(const std::vector<int>& argnums) {
+  std::lock_guard lock(mutex_);
+  auto it = gradients_.find(argnums);
+  if (it == gradients_.end()) {
+    ElementwiseSpec made{spec.name + "_gradient", spec.inputs, {}, spec.compute};
+    std::vector<std::string> wanted;
+    for (int i : argnums) {
+      wanted.push_back(spec.inputs[static_cast<size_t>(i)]);
+      made.like.push_back(i);
+    }
+    if (spec.gradients.empty()) {
+      std::vector<lang::Expr> cotangents;
+      for (size_t i = 0; i < spec.outputs.size(); ++i) {
+        // Gradients nest, so the kernel's own name is part of it.
+        made.inputs.push_back(spec.name + "_cotangent_" + std::to_string(i));
+        cotangents.push_back(lang::input(made.inputs.back()));
+      }
+      made.outputs = lang::gradients(spec.outputs, cotangents, wanted);
+    } else {
+      made.inputs.insert(made.inputs.end(), {"g", "y"});
+      for (int i : argnums) {
+        made.outputs.push_back(spec.gradients[static_cast<size_t>(i)]);
+      }
+    }
+    it = gradients_.emplace(argnums, Elementwise(std::move(made))).first;
+  }
+  return it->second;
+}
+
+Elementwise::Elementwise(ElementwiseSpec spec) : state_(std::make_shared<State>(std::move(spec))) {}
+
+Arrays Elementwise::operator()(
+    const Arrays& inputs,
+    const std::vector<bool>& weak,
+    mx::StreamOrDevice s) const {
+  auto& spec = state_->spec;
+  if (inputs.size() != spec.inputs.size()) {
+    fail(
+        spec.name.c_str(),
+        "takes ",
+        spec.inputs.size(),
+        spec.inputs.size() == 1 ? " input but got " : " inputs but got ",
+        inputs.size(),
+        ".");
+  }
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    auto dtype = inputs[i].dtype();
+    if (dtype == mx::float64 || dtype == mx::complex64) {
+      fail(spec.name.c_str(), spec.inputs[i], " must be real with at most 32 bits or an integer.");
+    }
+  }
+  return build(state_, inputs, weak, s);
+}
+
+std::string Elementwise::source(const std::string& language, const std::vector<Dtype>& dtypes)
+    const {
+  std::vector<lang::Typed> types;
+  for (auto dtype : dtypes) {
+    types.push_back({dtype, false});
+  }
+  auto& kernel = state_->specialise(types);
+  return lang::elementwise_text(
+      {kernel.program, kernel.in, kernel.out}, lang::language_named(language));
+}
+
+Elementwise kernel(std::string name, const std::vector<lang::Assignment>& outputs) {
+  ElementwiseSpec spec{std::move(name)};
+  for (auto& output : outputs) {
+    spec.outputs.push_back(output.value);
+  }
+  spec.inputs = lang::inputs_of(spec.outputs);
+  return Elementwise(std::move(spec));
+}
+
+} // namespace zmlx
