@@ -27,8 +27,8 @@ void activate(Activation f, Dtype dtype, const void* gate, const void* x, int64_
 void add_row(Dtype dtype, const void* a, const void* b, int64_t n, void* out);
 
 /// Elements of x kept with probability 1 - p and divided by it, the others 0. The random words are
-/// those of MLX's random::bits for n elements and this key: Threefry-2x32 (Salmon et al., 2011). Does
-/// pairs [first, last) of pair_count(n): a pair is elements i and i + pair_count(n).
+/// those of MLX's random::bits for n elements and this key: Threefry-2x32 (Salmon et al., 2011).
+/// Does pairs [first, last) of pair_count(n): a pair is elements i and i + pair_count(n).
 void dropout_pairs(
     Dtype dtype,
     const void* x,
