@@ -76,8 +76,8 @@ struct Compiler {
 const Compiler& compiler() {
   static const Compiler found = [] {
     const char* chosen = std::getenv("ZMLX_CXX");
-    for (std::string name : chosen ? std::array<std::string, 3>{chosen, chosen, chosen}
-                                   : std::array<std::string, 3>{"c++", "g++", "clang++"}) {
+    for (const std::string& name : chosen ? std::array<std::string, 3>{chosen, chosen, chosen}
+                                          : std::array<std::string, 3>{"c++", "g++", "clang++"}) {
       auto version = output_of(shell_word(name) + " --version");
       if (!version.empty()) {
         return Compiler{shell_word(name), name + '\n' + version + processor()};
@@ -89,8 +89,8 @@ const Compiler& compiler() {
 }
 
 uint64_t hash(const std::string& text, uint64_t h) {
-  for (unsigned char c : text) {
-    h = (h ^ c) * 0x100000001B3u;
+  for (char c : text) {
+    h = (h ^ static_cast<unsigned char>(c)) * 0x100000001B3u;
   }
   return h;
 }

@@ -62,7 +62,7 @@ class Lowering {
     put(step.operands);
     put(step.value);
     put(step.input);
-    put(step.function);
+    put(reinterpret_cast<uintptr_t>(step.function));
     for (int arg : step.args) {
       put(arg);
     }
