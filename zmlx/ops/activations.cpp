@@ -2,6 +2,7 @@
 #include "zmlx/ops/activations.h"
 
 #include <cmath>
+#include <limits>
 
 #include "mlx/ops.h"
 #include "zmlx/ops/check.h"
@@ -43,6 +44,22 @@ Case example(std::string name, mx::Shape shape) {
       {}};
 }
 
+cuda::Kernel cuda_kernel(const ActivationRow& row, const Type& x) {
+  constexpr int64_t block = 1024; // elements
+  const int64_t n = x.shape.size();
+  if (n == 0 || n > std::numeric_limits<int32_t>::max()) {
+    return {};
+  }
+  const char* type = x.dtype == Dtype::f32 ? "float" : x.dtype == Dtype::f16 ? "f16" : "bf16";
+  cuda::Launch launch;
+  launch.source = "activate.cuh";
+  launch.kernel = "activate<" + std::string(type) + ", activation::" + row.name + ">";
+  launch.grid[0] = static_cast<uint32_t>((n + block - 1) / block);
+  launch.block[0] = 256;
+  launch.arguments = {cuda::in(0), cuda::out(0), cuda::i32(n)};
+  return {{launch}, 0};
+}
+
 void add(const ActivationRow& row) {
   OpBuilder(row.name)
       .args({"x"})
@@ -65,6 +82,9 @@ void add(const ActivationRow& row) {
               part.end - part.begin,
               call.out[0].as<std::byte>() + at);
         }};
+      })
+      .cuda([&row](const Types& in, const Types&, const Attrs&, const cuda::Device&) {
+        return cuda_kernel(row, in[0]);
       })
       .cases({
           example("row", {1, 4096}),

@@ -281,7 +281,9 @@ ZMLX_DEVICE float inverse_sqrt(float x) {
 ZMLX_DEVICE float divide(float a, float b) {
   return __fdividef(a, b);
 }
-inline constexpr float infinity = __builtin_huge_valf();
+ZMLX_DEVICE float infinity() {
+  return __uint_as_float(0x7F800000u);
+}
 
 #endif // ZMLX_HOST
 
