@@ -4,6 +4,7 @@
 
 #include "mlx/ops.h"
 #include "zmlx/kernel/cpu/rows.h"
+#include "zmlx/kernel/cuda/weights.h"
 #include "zmlx/ops/check.h"
 #include "zmlx/ops/weight.h"
 
@@ -132,6 +133,32 @@ CpuKernel kernel(const Types& in, const Types&, const Attrs& attrs) {
   }};
 }
 
+cuda::Kernel
+cuda_kernel(const Types& in, const Types& out, const Attrs& attrs, const cuda::Device&) {
+  const Dtype tokens = in[0].dtype;
+  const char* token = tokens == Dtype::i32 ? "int32_t"
+      : tokens == Dtype::u32               ? "uint32_t"
+      : tokens == Dtype::i64               ? "int64_t"
+                                           : nullptr;
+  if (!token || out[0].shape.size() == 0) {
+    return {};
+  }
+  const auto format = weight_kind(name, attrs).format;
+  const int64_t width = out[0].shape[-1];
+  cuda::Launch launch;
+  launch.source = "rows.cuh";
+  launch.kernel =
+      "embed<" + cuda::text_of(out[0].dtype) + ", " + cuda::text_of(format) + ", " + token + ">";
+  launch.grid[0] = static_cast<uint32_t>(out[0].shape.rows());
+  launch.grid[1] = static_cast<uint32_t>((width + 1023) / 1024);
+  launch.block[0] = 256;
+  launch.arguments = {cuda::in(0)};
+  cuda::push_weight(launch.arguments, format, 1);
+  launch.arguments.insert(
+      launch.arguments.end(), {cuda::out(0), cuda::i32(in[1].shape[0]), cuda::i32(width)});
+  return {{launch}, 0};
+}
+
 /// Only the chosen rows are read.
 size_t traffic(const Types& in, const Types& out, const Attrs& attrs) {
   const int bits = weight_kind(name, attrs).format.bits;
@@ -159,10 +186,12 @@ ZMLX_OP(embedding)
     .doc(
         "Rows of a table [V, D] for integer tokens [..]: [.., D] in the table's dtype. mode none: one "
         "input; affine: codes, scales and biases with group_size and bits, each element being code * "
-        "scale + bias; mxfp4, mxfp8, nvfp4: codes and scales, values of type `dtype`. Negative tokens count from the last row.")
+        "scale + bias; mxfp4, mxfp8, nvfp4: codes and scales, values of type `dtype`. Negative tokens count from the last row. A token "
+        "beyond the table is an error on the CPU and a row of NaN on a GPU.")
     .types(types)
     .reference(reference)
     .cpu(kernel)
+    .cuda(cuda_kernel)
     .traffic(traffic)
     .cases({
         example("decode", {1, 1}, 500, 1024, weight_attrs(4, 64)),

@@ -1,5 +1,6 @@
 // zmlx/ops/linear.cpp: one or more linear layers of the same input, with a norm before and a
 // residual after.
+#include "zmlx/kernel/cuda/linear.h"
 #include "mlx/fast.h"
 #include "mlx/ops.h"
 #include "zmlx/kernel/cpu/rows.h"
@@ -177,6 +178,34 @@ CpuKernel kernel(const Types& in, const Types&, const Attrs& attrs) {
       cpu::prepare_scratch(matmul, x.rows())};
 }
 
+cuda::Kernel
+cuda_kernel(const Types& in, const Types& out, const Attrs& attrs, const cuda::Device& device) {
+  auto op = settings(attrs);
+  const Shape& x = in[0].shape;
+  if (x.size() == 0) {
+    return {};
+  }
+  cuda::Linear linear{in[0].dtype, op.kind.format, x.rows(), x[-1], cuda::in(0)};
+  linear.has_norm = op.norm;
+  linear.norm = cuda::in(1);
+  linear.eps = op.eps;
+  linear.has_bias = op.bias;
+  linear.has_residual = op.residual;
+  linear.residual = cuda::in(static_cast<int>(in.size()) - 1);
+  linear.exact = op.exact;
+  for (size_t i = 0; i < op.outputs; ++i) {
+    const auto at = static_cast<int>(op.weight(i));
+    const auto to = cuda::out(static_cast<int>(i));
+    linear.outputs.push_back(cuda::linear_output(op.kind.format, at, to, out[i].shape[-1]));
+    if (op.bias) {
+      linear.outputs.back().bias = cuda::in(at + static_cast<int>(op.kind.inputs()));
+    }
+  }
+  cuda::Kernel kernel;
+  cuda::push_linear(kernel.launches, linear, device);
+  return kernel;
+}
+
 Case example(std::string label, mx::Shape x, std::vector<int> widths, Attrs attrs) {
   attrs.set("outputs", static_cast<int64_t>(widths.size())).set("eps", 1e-6);
   return {
@@ -218,6 +247,7 @@ ZMLX_OP(linear)
     .types(types)
     .reference(reference)
     .cpu(kernel)
+    .cuda(cuda_kernel)
     .cases({
         example(
             "decode",

@@ -2,6 +2,7 @@
 #include "mlx/fast.h"
 #include "mlx/ops.h"
 #include "zmlx/kernel/cpu/rows.h"
+#include "zmlx/kernel/cuda/linear.h"
 #include "zmlx/ops/check.h"
 #include "zmlx/ops/weight.h"
 
@@ -171,6 +172,38 @@ CpuKernel kernel(const Types& in, const Types&, const Attrs& attrs) {
   return {run, run.prepared_at + cpu::prepare_scratch(run.out, x.rows())};
 }
 
+cuda::Kernel
+cuda_kernel(const Types& in, const Types& out, const Attrs& attrs, const cuda::Device& device) {
+  auto op = settings(attrs);
+  const Shape& x = in[0].shape;
+  if (x.size() == 0) {
+    return {};
+  }
+  auto at = [&](size_t i) { return static_cast<int>(op.weight(i)); };
+  const auto& format = op.kind.format;
+  const auto gate = expect_weight(name, "gate", in, op.weight(0), op.kind, in[0].dtype, 2);
+  const int64_t inner = gate[0];
+  cuda::Linear first{in[0].dtype, format, x.rows(), x[-1], cuda::in(0)};
+  first.has_norm = op.norm;
+  first.norm = cuda::in(1);
+  first.eps = op.eps;
+  first.exact = op.exact;
+  first.pair = true;
+  first.outputs = {
+      cuda::linear_output(format, at(0), cuda::scratch(), inner),
+      cuda::linear_output(format, at(1), cuda::scratch(), inner)};
+  cuda::Linear second{in[0].dtype, format, x.rows(), inner, cuda::scratch()};
+  second.has_residual = op.residual;
+  second.residual = cuda::in(static_cast<int>(in.size()) - 1);
+  second.exact = op.exact;
+  second.outputs = {cuda::linear_output(format, at(2), cuda::out(0), out[0].shape[-1])};
+  cuda::Kernel kernel;
+  cuda::push_linear(kernel.launches, first, device);
+  cuda::push_linear(kernel.launches, second, device);
+  kernel.scratch = static_cast<size_t>(x.rows() * inner) * size_of(in[0].dtype);
+  return kernel;
+}
+
 Case example(std::string label, mx::Shape x, int inner, Attrs attrs) {
   attrs.set("activation", std::string("silu")).set("eps", 1e-6);
   return {
@@ -208,6 +241,7 @@ ZMLX_OP(mlp)
     .types(types)
     .reference(reference)
     .cpu(kernel)
+    .cuda(cuda_kernel)
     .cases({
         example("decode", {1, 1, 512}, 1536, weight_attrs(4, 64, norm_and_residual)),
         example("few rows", {3, 128}, 320, weight_attrs(8, 64)),

@@ -44,6 +44,7 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 #include "mlx/fast.h"
+#include "zmlx/kernel/cuda/weights.h"
 #include "zmlx/ops/check.h"
 
 namespace zmlx {
@@ -74,6 +75,21 @@ CpuKernel kernel(const Types&, const Types&, const Attrs& attrs) {
   }};
 }
 
+cuda::Kernel cuda_kernel(const Types& in, const Types&, const Attrs& attrs, const cuda::Device&) {
+  const Shape& x = in[0].shape;
+  if (x.size() == 0) {
+    return {};
+  }
+  cuda::Launch launch;
+  launch.source = "rows.cuh";
+  launch.kernel = "rms_norm<" + cuda::text_of(in[0].dtype) + ">";
+  launch.grid[0] = static_cast<uint32_t>(x.rows());
+  launch.block[0] = x[-1] <= 128 ? 32 : 256;
+  launch.arguments = {
+      cuda::in(0), cuda::in(1), cuda::out(0), cuda::f32(attrs.real("eps")), cuda::i32(x[-1])};
+  return {{launch}, 0};
+}
+
 Case example(std::string name, mx::Shape shape) {
   return {
       std::move(name),
@@ -93,6 +109,7 @@ ZMLX_OP(rms_norm)
     .types(types)
     .reference(reference)
     .cpu(kernel)
+    .cuda(cuda_kernel)
     .cases({
         example("decode", {1, 1, 2048}),
         example("prompt", {2, 37, 128}),

@@ -46,7 +46,10 @@ void swiglu_kernel(const Call& call, bool exact, Range part) {
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
+#include <limits>
+
 #include "mlx/ops.h"
+#include "zmlx/kernel/cuda/weights.h"
 #include "zmlx/ops/check.h"
 
 namespace zmlx {
@@ -75,6 +78,21 @@ CpuKernel kernel(const Types&, const Types&, const Attrs& attrs) {
   }};
 }
 
+cuda::Kernel cuda_kernel(const Types& in, const Types&, const Attrs& attrs, const cuda::Device&) {
+  const int64_t n = in[0].shape.size();
+  if (n == 0 || n > std::numeric_limits<int32_t>::max()) {
+    return {};
+  }
+  cuda::Launch launch;
+  launch.source = "rows.cuh";
+  launch.kernel =
+      "swiglu<" + cuda::text_of(in[0].dtype) + (attrs.integer("exact", 0) ? ", true>" : ", false>");
+  launch.grid[0] = static_cast<uint32_t>((n + 1023) / 1024);
+  launch.block[0] = 256;
+  launch.arguments = {cuda::in(0), cuda::in(1), cuda::out(0), cuda::i32(n)};
+  return {{launch}, 0};
+}
+
 Case example(std::string name, mx::Shape shape, Attrs attrs = {}) {
   return {
       std::move(name),
@@ -94,6 +112,7 @@ ZMLX_OP(swiglu)
     .types(types)
     .reference(reference)
     .cpu(kernel)
+    .cuda(cuda_kernel)
     .cases({
         example("decode", {1, 14336}),
         example("prompt", {37, 512}),
