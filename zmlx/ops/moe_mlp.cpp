@@ -3,6 +3,7 @@
 
 #include "mlx/ops.h"
 #include "zmlx/kernel/cpu/rows.h"
+#include "zmlx/kernel/cuda/moe.h"
 #include "zmlx/ops/check.h"
 #include "zmlx/ops/weight.h"
 
@@ -382,6 +383,41 @@ CpuKernel kernel(const Types& in, const Types& out, const Attrs& attrs) {
   return {run, run.scratch};
 }
 
+cuda::Kernel
+cuda_kernel(const Types& in, const Types& out, const Attrs& attrs, const cuda::Device& device) {
+  auto op = settings(attrs);
+  const int64_t pairs = in[1].shape.size();
+  if (pairs == 0) {
+    return {};
+  }
+  auto at = [&](size_t i) { return static_cast<int>(op.weight(i)); };
+  const Shape gate = expect_weight(name, "gate", in, op.weight(0), op.kind, in[0].dtype, 3);
+  cuda::Moe moe{
+      in[0].dtype,
+      op.kind.format,
+      in[0].shape.rows(),
+      in[1].shape[-1],
+      gate[0],
+      gate[2],
+      gate[1],
+      out[0].shape[-1],
+      cuda::in(0),
+      cuda::in(1),
+      cuda::in(2),
+      at(0),
+      at(1),
+      at(2),
+      op.residual,
+      cuda::in(static_cast<int>(in.size()) - 1),
+      cuda::scratch(),
+      cuda::out(0),
+      op.exact};
+  cuda::Kernel kernel;
+  cuda::push_moe(kernel.launches, moe, device);
+  kernel.scratch = static_cast<size_t>(pairs * moe.inner) * size_of(in[0].dtype);
+  return kernel;
+}
+
 /// Only the chosen experts are read: as many as there are pairs, at most all.
 size_t traffic(const Types& in, const Types& out, const Attrs& attrs) {
   auto op = settings(attrs);
@@ -436,6 +472,7 @@ ZMLX_OP(moe_mlp)
     .types(types)
     .reference(reference)
     .cpu(kernel)
+    .cuda(cuda_kernel)
     .traffic(traffic)
     .cases({
         example("decode", {1, 1, 256}, 16, 8, 128, weight_attrs(4, 64, residual)),

@@ -128,6 +128,7 @@ HWY_AFTER_NAMESPACE();
 #include "mlx/fast.h"
 #include "mlx/ops.h"
 #include "zmlx/kernel/cpu/matmul.h"
+#include "zmlx/kernel/cuda/moe.h"
 #include "zmlx/ops/check.h"
 #include "zmlx/ops/weight.h"
 
@@ -287,6 +288,39 @@ CpuKernel kernel(const Types& in, const Types&, const Attrs& attrs) {
       cpu::prepare_scratch(matmul, x.rows()) + logits};
 }
 
+cuda::Kernel
+cuda_kernel(const Types& in, const Types&, const Attrs& attrs, const cuda::Device& device) {
+  auto op = settings(attrs);
+  const Shape& x = in[0].shape;
+  const auto at = static_cast<int>(router_at(op));
+  const int64_t experts = in[router_at(op)].shape[0];
+  if (x.size() == 0 || experts > cuda::Choice::max_experts) {
+    return {};
+  }
+  cuda::Linear linear{in[0].dtype, op.kind.format, x.rows(), x[-1], cuda::in(0)};
+  linear.has_norm = op.norm;
+  linear.norm = cuda::in(1);
+  linear.eps = op.eps;
+  linear.has_normal = op.norm;
+  linear.normal = cuda::out(0);
+  linear.outputs = {cuda::linear_output(op.kind.format, at, cuda::scratch(), experts)};
+  cuda::Choice choice{
+      in[0].dtype,
+      x.rows(),
+      experts,
+      op.k,
+      cuda::scratch(),
+      cuda::out(op.norm ? 1 : 0),
+      cuda::out(op.norm ? 2 : 1),
+      op.normalize,
+      op.exact};
+  cuda::Kernel kernel;
+  cuda::push_linear(kernel.launches, linear, device);
+  cuda::push_choice(kernel.launches, choice);
+  kernel.scratch = static_cast<size_t>(x.rows() * experts) * size_of(in[0].dtype);
+  return kernel;
+}
+
 Case example(std::string label, mx::Shape shape, int experts, int64_t k, Attrs weight, bool norm) {
   Attrs attrs = weight.set("k", k)
                     .set("normalize", int64_t{norm})
@@ -320,6 +354,7 @@ ZMLX_OP(moe_router)
     .types(types)
     .reference(reference)
     .cpu(kernel)
+    .cuda(cuda_kernel)
     .cases({
         example("decode", {1, 1, 2048}, 128, 8, weight_attrs(8, 64), true),
         example("decode 4 bit", {1, 1, 1024}, 64, 8, weight_attrs(4, 64), true),

@@ -18,6 +18,15 @@ ZMLX_DEVICE float scale_value(Scale scale) {
   return scale_at<T, W>(&scale, 0);
 }
 
+/// Rows of activations as Dot takes them, in shared memory.
+template <typename T>
+struct Staged {
+  T* x;
+  int stride;
+  float* group_sums;
+  int sum_stride;
+};
+
 /// How a warp goes over 16 weight rows: lane (g, t) = (lane / 4, lane % 4) reads 16 bytes of rows g and g + 8, next to those of
 /// the other t. The right operand's 8 columns are pairs (slot, row of x): each group of elements has a slot of its own, whose
 /// column is zero elsewhere, so that sums of different groups come out apart and get their scales.
@@ -78,10 +87,8 @@ struct Dot {
     }
   }
 
-  /// x: R rows of `stride` elements in shared memory, each 8 in the order of Pairs, zero beyond k; group_sums: the sums of the
-  /// groups of each row, `sum_stride` apart.
-  static ZMLX_DEVICE void
-  add(Sums& to, const Loaded& from, const T* x, int stride, const float* group_sums, int sum_stride, int at) {
+  /// staged: R rows, each 8 elements in the order of Pairs, zero beyond k.
+  static ZMLX_DEVICE void add(Sums& to, const Loaded& from, const Staged<T>& staged, int at) {
     const int g = lane_index() / 4;
     const int t = lane_index() % 4;
     float d[tiles][4];
@@ -113,7 +120,7 @@ struct Dot {
           const int column = 8 * tile + g;
           uint4 b{0, 0, 0, 0};
           if (column / R == slot) {
-            b = *reinterpret_cast<const uint4*>(x + column % R * stride + at * step + first + 8 * q);
+            b = *reinterpret_cast<const uint4*>(staged.x + column % R * staged.stride + at * step + first + 8 * q);
           }
           multiply_add<T>(d[tile], {a[0][0], a[1][0], a[0][1], a[1][1]}, {b.x, b.y});
           multiply_add<T>(d[tile], {a[0][2], a[1][2], a[0][3], a[1][3]}, {b.z, b.w});
@@ -133,7 +140,7 @@ struct Dot {
             const int s = R == 1 ? p : 0;
             const float scale = scale_value<T, W>(from.scales[tile][s][h]);
             if constexpr (W::affine) {
-              const float total = group_sums[column % R * sum_stride + at * step / group + slot];
+              const float total = staged.group_sums[column % R * staged.sum_stride + at * step / group + slot];
               sum += scale * (value - offset * total) + scale_value<T, W>(from.biases[tile][s][h]) * total;
             } else {
               sum += scale * value;
@@ -144,11 +151,10 @@ struct Dot {
     }
   }
 
-  /// Adds what lanes and warps have for the same element: part[warp][row of x][16 output rows], in shared memory.
-  static ZMLX_DEVICE void store(const Sums& from, float* part) {
+  /// Adds what lanes have for the same element: to[row of x][16 output rows], in shared memory.
+  static ZMLX_DEVICE void store(const Sums& from, float* to) {
     const int g = lane_index() / 4;
     const int t = lane_index() % 4;
-    float* mine = part + warp_index() * (16 * R);
     for (int s = 0; s < sums; ++s) {
       for (int h = 0; h < 2; ++h) {
         float v[2] = {from.value[s][h][0], from.value[s][h][1]};
@@ -163,7 +169,7 @@ struct Dot {
             v[p] += shuffle_xor(v[p], 1);
           }
           if (2 * t + p < R) {
-            mine[(8 * s + 2 * t + p) * 16 + g + 8 * h] = v[p];
+            to[(8 * s + 2 * t + p) * 16 + g + 8 * h] = v[p];
           }
         }
       }
@@ -188,12 +194,11 @@ ZMLX_DEVICE void sum_squares(const T* x, int k, int rows, float* partial) {
   }
 }
 
-/// Puts rows of x [., k], normalised if `norm` is set, into shared memory as Dot::add takes them; rows from `rows` to R are zero.
-/// All threads of the block call it; sync_block() must follow.
-template <typename T, typename W, int R>
+/// Puts `rows` rows of x [., k], normalised if `norm` is set, into shared memory; up to `all_rows` more are zero. With `normal`
+/// they go there too. All threads of the block call it; sync_block() must follow. partial: a float for each row and warp.
+template <typename T, typename D, typename W>
 ZMLX_DEVICE void stage_rows(
-    const T* x, const T* norm, float eps, int k, int rows, T* to, int stride, float* group_sums, int sum_stride, float* partial) {
-  using D = Dot<T, W, R>;
+    const T* x, const T* norm, float eps, int k, int rows, int all_rows, const Staged<T>& to, T* normal, float* partial) {
   using P = Pairs<T, W>;
   const int threads = static_cast<int>(blockDim.x);
   const int warps = threads / 32;
@@ -202,7 +207,7 @@ ZMLX_DEVICE void stage_rows(
     sum_squares(x, k, rows, partial);
     sync_block();
   }
-  for (int r = 0; r < R; ++r) {
+  for (int r = 0; r < all_rows; ++r) {
     float inverse = 1;
     if (norm && r < rows) {
       float total = 0;
@@ -222,7 +227,11 @@ ZMLX_DEVICE void stage_rows(
           if (norm) {
             v[i] *= inverse * to_float(norm[at + i]);
           }
-          v[i] = to_float(from_float<T>(v[i]));
+          const T value = from_float<T>(v[i]);
+          v[i] = to_float(value);
+          if (normal) {
+            normal[static_cast<int64_t>(r) * k + at + i] = value;
+          }
         }
         sum += v[i];
       }
@@ -237,10 +246,10 @@ ZMLX_DEVICE void stage_rows(
         packed.y = pack2<T>(v[P::first(1)], v[P::second(1)]);
         packed.z = pack2<T>(v[P::first(2)], v[P::second(2)]);
         packed.w = pack2<T>(v[P::first(3)], v[P::second(3)]);
-        *reinterpret_cast<uint4*>(to + r * stride + at) = packed;
+        *reinterpret_cast<uint4*>(to.x + r * to.stride + at) = packed;
         if constexpr (W::affine) {
           if (at % W::group == 0) {
-            group_sums[r * sum_stride + at / W::group] = sum;
+            to.group_sums[r * to.sum_stride + at / W::group] = sum;
           }
         }
       }
@@ -248,24 +257,15 @@ ZMLX_DEVICE void stage_rows(
   }
 }
 
-/// Where stage_rows and what follows keep things in dynamic shared memory; the host asks for `bytes`, with the same numbers.
-struct RowsLayout {
-  int stride; // of x, in elements: 16 bytes more than a row, so that rows lie in different banks
-  int sum_stride;
-  int sums_at; // bytes
-  int parts_at;
-  int bytes;
-};
-
-template <typename T, typename W, int R>
-ZMLX_DEVICE RowsLayout rows_layout(int k, int warps, int parts) {
-  using D = Dot<T, W, R>;
-  RowsLayout layout;
+/// Where stage_rows puts `rows` rows, and then come sums of products; the host asks for as much.
+template <typename T, typename D, typename W>
+ZMLX_DEVICE Staged<T> staged_in(uint8_t* shared, int rows, int k, float** parts) {
   const int padded = (k + D::step - 1) / D::step * D::step;
-  layout.stride = padded + 8;
-  layout.sum_stride = padded / (W::affine ? W::group : padded) + 1;
-  layout.sums_at = R * layout.stride * static_cast<int>(sizeof(T));
-  layout.parts_at = layout.sums_at + (R * layout.sum_stride * 4 + 15) / 16 * 16;
-  layout.bytes = layout.parts_at + parts * warps * 16 * R * 4;
-  return layout;
+  Staged<T> staged;
+  staged.x = reinterpret_cast<T*>(shared);
+  staged.stride = padded + 8; // 16 bytes more than a row, so that rows begin in different banks
+  staged.group_sums = reinterpret_cast<float*>(shared + rows * staged.stride * static_cast<int>(sizeof(T)));
+  staged.sum_stride = padded / (W::affine ? W::group : padded) + 1;
+  *parts = staged.group_sums + rows * staged.sum_stride;
+  return staged;
 }

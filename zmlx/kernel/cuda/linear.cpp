@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "zmlx/kernel/cuda/dot.h"
+
 namespace zmlx::cuda {
 
 namespace {
@@ -10,44 +12,9 @@ namespace {
 constexpr int64_t outputs_a_launch = 4;
 constexpr int64_t warps = 8;
 
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
-/// Dot's numbers in dot.cuh.
-struct DotShape {
-  int64_t rows;
-  int64_t step;
-
-  DotShape(int64_t rows, WeightFormat format)
-      : rows(rows), step((rows <= 4 ? 2 : 1) * 4 * 128 / (format.bits ? format.bits : 16)) {}
-
-  /// rows_layout in dot.cuh.
-  size_t shared(int64_t k, WeightFormat format, int64_t parts) const {
-    const int64_t padded = ceil_div(k, step) * step;
-    const int64_t sum_stride = (format.has_biases() ? padded / format.group_size : 1) + 1;
-    return static_cast<size_t>(
-        rows * (padded + 8) * 2 + ceil_div(rows * sum_stride * 4, 16) * 16 +
-        parts * warps * 16 * rows * 4);
-  }
-};
-
-/// Whether lanes can read 16 bytes of codes at once, all of one group.
-bool fits_tensor_cores(const Linear& linear) {
-  if (linear.dtype == Dtype::f32) {
-    return false;
-  }
-  const auto& f = linear.format;
-  if (f.bits == 0) {
-    return linear.k % 8 == 0;
-  }
-  return (f.bits == 4 || f.bits == 8) && f.mode != cpu::Quantisation::nvfp4 &&
-      linear.k * f.bits % 128 == 0;
-}
-
 int flags_of(const Linear& linear) {
   return (linear.has_norm ? 1 : 0) | (linear.has_bias ? 2 : 0) | (linear.has_residual ? 4 : 0) |
-      (linear.exact ? 8 : 0);
+      (linear.exact ? 8 : 0) | (linear.has_normal ? 16 : 0);
 }
 
 void push_output(std::vector<Argument>& arguments, const LinearOutput& output, int64_t n) {
@@ -61,13 +28,13 @@ std::string template_text(const Linear& linear) {
 }
 
 Launch
-tensor_core_launch(const Linear& linear, size_t first, DotShape shape, const Device& device) {
+tensor_core_launch(const Linear& linear, size_t first, const Dot& dot, const Device& device) {
   const int64_t weights = linear.pair ? 2 : 1;
   Launch launch;
   launch.source = "linear.cuh";
-  launch.kernel = "linear_rows<" + template_text(linear) + std::to_string(shape.rows) +
+  launch.kernel = "linear_rows<" + template_text(linear) + std::to_string(dot.rows) +
       (linear.pair ? ", true>" : ", false>");
-  launch.shared = shape.shared(linear.k, linear.format, 2 * weights);
+  launch.shared = dot.shared(dot.rows, linear.k, 2 * weights * warps);
   launch.arguments = {
       linear.x,
       linear.has_norm ? linear.norm : linear.x,
@@ -75,7 +42,8 @@ tensor_core_launch(const Linear& linear, size_t first, DotShape shape, const Dev
       i32(linear.k),
       i32(linear.rows),
       i32(flags_of(linear)),
-      linear.has_residual ? linear.residual : linear.x};
+      linear.has_residual ? linear.residual : linear.x,
+      linear.has_normal ? linear.normal : linear.x};
   int64_t tiles = 0;
   for (size_t i = 0; i < outputs_a_launch; ++i) {
     const bool valid = first + i < linear.outputs.size();
@@ -85,7 +53,7 @@ tensor_core_launch(const Linear& linear, size_t first, DotShape shape, const Dev
   }
   // Two blocks fit on a multiprocessor, by their registers.
   launch.grid[0] = static_cast<uint32_t>(std::min<int64_t>(tiles, 2 * device.multiprocessors));
-  launch.grid[1] = static_cast<uint32_t>(ceil_div(linear.rows, shape.rows));
+  launch.grid[1] = static_cast<uint32_t>(ceil_div(linear.rows, dot.rows));
   launch.block[0] = 32 * warps;
   return launch;
 }
@@ -102,7 +70,8 @@ Launch any_launch(const Linear& linear, size_t i) {
       f32(linear.eps),
       i32(linear.k),
       i32(flags_of(linear)),
-      linear.has_residual ? linear.residual : linear.x};
+      linear.has_residual ? linear.residual : linear.x,
+      linear.has_normal ? linear.normal : linear.x};
   push_output(launch.arguments, output, output.n);
   launch.arguments.insert(launch.arguments.end(), {second.codes, second.scales, second.biases});
   launch.grid[0] = static_cast<uint32_t>(ceil_div(output.n, 8));
@@ -120,20 +89,19 @@ LinearOutput linear_output(WeightFormat format, int at, Argument out, int64_t n)
 }
 
 void push_linear(std::vector<Launch>& launches, const Linear& linear, const Device& device) {
-  const int64_t weights = linear.pair ? 2 : 1;
-  int64_t rows = 16;
-  while (rows > 1 &&
-         (rows / 2 >= linear.rows ||
-          DotShape(rows, linear.format).shared(linear.k, linear.format, 2 * weights) >
-              device.shared_bytes)) {
-    rows /= 2;
+  const int64_t parts = (linear.pair ? 4 : 2) * warps;
+  auto fits = [&](const Dot& dot) {
+    return dot.shared(dot.rows, linear.k, parts) <= device.shared_bytes;
+  };
+  Dot dot{linear.format, 16};
+  while (dot.rows > 1 && (dot.rows / 2 >= linear.rows || !fits(dot))) {
+    dot.rows /= 2;
   }
-  const DotShape shape(rows, linear.format);
-  const bool fits = fits_tensor_cores(linear) &&
-      shape.shared(linear.k, linear.format, 2 * weights) <= device.shared_bytes;
-  const auto step = static_cast<size_t>(linear.pair ? 2 : fits ? outputs_a_launch : 1);
+  const bool on_tensor_cores = dot.takes(linear.dtype, linear.k) && fits(dot);
+  const auto step = static_cast<size_t>(linear.pair ? 2 : on_tensor_cores ? outputs_a_launch : 1);
   for (size_t i = 0; i < linear.outputs.size(); i += step) {
-    launches.push_back(fits ? tensor_core_launch(linear, i, shape, device) : any_launch(linear, i));
+    launches.push_back(
+        on_tensor_cores ? tensor_core_launch(linear, i, dot, device) : any_launch(linear, i));
   }
 }
 

@@ -7,7 +7,8 @@ namespace linear {
 inline constexpr int has_norm = 1;
 inline constexpr int has_bias = 2;
 inline constexpr int has_residual = 4;
-inline constexpr int rounds = 8; // the dtype between additions, as separate ops would
+inline constexpr int rounds = 8; // to the dtype between additions, as separate ops would
+inline constexpr int has_normal = 16; // the normalised x is a result as well
 
 /// One weight, and where its products go; n is 0 if there is none.
 template <typename T>
@@ -43,6 +44,7 @@ __global__ void __launch_bounds__(256) linear_rows(
     int rows,
     int flags,
     Pointer residual,
+    Pointer normal,
     Pointer codes0,
     Pointer scales0,
     Pointer biases0,
@@ -122,22 +124,19 @@ __global__ void __launch_bounds__(256) linear_rows(
 
   const int first_row = static_cast<int>(blockIdx.y) * R;
   const int my_rows = rows - first_row < R ? rows - first_row : R;
-  const RowsLayout layout = rows_layout<T, W, R>(k, warps, 2 * weights);
-  uint8_t* shared = dynamic_shared();
-  T* staged = reinterpret_cast<T*>(shared);
-  float* sums = reinterpret_cast<float*>(shared + layout.sums_at);
-  float* parts = reinterpret_cast<float*>(shared + layout.parts_at);
+  float* parts;
+  const Staged<T> staged = staged_in<T, D, W>(dynamic_shared(), R, k, &parts);
   const int part = warps * 16 * R;
-  stage_rows<T, W, R>(
-      x.as<T>() + static_cast<int64_t>(first_row) * k,
+  const int64_t first = static_cast<int64_t>(first_row) * k;
+  stage_rows<T, D, W>(
+      x.as<T>() + first,
       flags & linear::has_norm ? norm.as<T>() : nullptr,
       eps,
       k,
       my_rows,
+      R,
       staged,
-      layout.stride,
-      sums,
-      layout.sum_stride,
+      flags & linear::has_normal && blockIdx.x == 0 ? normal.as<T>() + first : nullptr,
       parts);
   sync_block();
 
@@ -146,7 +145,7 @@ __global__ void __launch_bounds__(256) linear_rows(
     const int at = warp_index() + item % steps_a_warp * warps;
     if (at < steps) {
       for (int w = 0; w < weights; ++w) {
-        D::add(total[w], from[w], staged, layout.stride, sums, layout.sum_stride, at);
+        D::add(total[w], from[w], staged, at);
       }
     }
     if ((item + 1) % steps_a_warp) {
@@ -155,7 +154,7 @@ __global__ void __launch_bounds__(256) linear_rows(
     // Two sets of parts: while some threads add one up, others may write the other.
     float* set = parts + item / steps_a_warp % 2 * weights * part;
     for (int w = 0; w < weights; ++w) {
-      D::store(total[w], set + w * part);
+      D::store(total[w], set + w * part + warp_index() * 16 * R);
       total[w] = {};
     }
     sync_block();
@@ -207,6 +206,7 @@ __global__ void __launch_bounds__(256) linear_any(
     int k,
     int flags,
     Pointer residual,
+    Pointer normal,
     Pointer codes0,
     Pointer scales0,
     Pointer biases0,
@@ -239,7 +239,11 @@ __global__ void __launch_bounds__(256) linear_any(
   for (int i = lane_index(); i < k; i += 32) {
     float v = to_float(mine[i]);
     if (flags & linear::has_norm) {
-      v = to_float(from_float<T>(v * inverse * to_float(norm.as<T>()[i])));
+      const T value = from_float<T>(v * inverse * to_float(norm.as<T>()[i]));
+      v = to_float(value);
+      if (flags & linear::has_normal && blockIdx.x == 0 && warp_index() == 0) {
+        normal.as<T>()[row * k + i] = value;
+      }
     }
     y[0] = fmaf(v, element_at<T, W>(first, i), y[0]);
     if constexpr (pair) {

@@ -29,6 +29,8 @@ struct Linear {
   Argument norm{};
   float eps = 0;
   bool has_bias = false;
+  bool has_normal = false; // the normalised x is a result as well
+  Argument normal{};
   bool has_residual = false;
   Argument residual{};
   bool exact = false; // rounds between additions

@@ -1,0 +1,47 @@
+// zmlx/kernel/cuda/moe.h: launches for a mixture of experts of a few tokens.
+#pragma once
+
+#include "zmlx/kernel/cuda/linear.h"
+
+namespace zmlx::cuda {
+
+/// The k most likely of each row of logits; at most max_experts.
+struct Choice {
+  static constexpr int64_t max_experts = 512;
+  Dtype dtype;
+  int64_t tokens;
+  int64_t experts;
+  int64_t k;
+  Argument logits;
+  Argument indices;
+  Argument weights;
+  bool normalize = false;
+  bool exact = false; // rounds the sum
+};
+void push_choice(std::vector<Launch>& launches, const Choice& choice);
+
+/// sum over j of weights[., j] * down_e(silu(gate_e(x)) * up_e(x)), e = indices[., j].
+struct Moe {
+  Dtype dtype;
+  WeightFormat format;
+  int64_t tokens;
+  int64_t chosen;
+  int64_t experts;
+  int64_t width; // of x
+  int64_t inner;
+  int64_t out_width;
+  Argument x;
+  Argument indices;
+  Argument weights;
+  int gate; // the inputs where each begins
+  int up;
+  int down;
+  bool has_residual = false;
+  Argument residual{};
+  Argument hidden; // scratch [tokens * chosen, inner]
+  Argument out;
+  bool exact = false;
+};
+void push_moe(std::vector<Launch>& launches, const Moe& moe, const Device& device);
+
+} // namespace zmlx::cuda
