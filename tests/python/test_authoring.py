@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 
 import mlx.core as mx
 import numpy as np
@@ -225,6 +228,22 @@ def test_header_functions_and_metal_spellings():
         header="inline float cube(float v) { float s = v * v; return s * v; }",
     )
     assert close(f(mx.array(0.5)), math.exp(0.125))
+
+
+def test_without_a_compiler_kernels_run_as_plain_mlx_and_say_so_once():
+    script = """
+import mlx.core as mx, zmlx
+from zmlx import _ext
+f, x = zmlx.elementwise("x * sigmoid(x)"), mx.array([1.0, -2.0])
+y = f(x)
+assert mx.allclose(y, x * mx.sigmoid(x)).item()
+assert mx.allclose(f(2 * x), 2 * x * mx.sigmoid(2 * x)).item()
+assert _ext.jit_compile_count() == 0
+"""
+    env = {**os.environ, "ZMLX_CXX": "/nowhere/c++"}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("there is no C++ compiler (set ZMLX_CXX)") == 1
 
 
 def test_sources_are_the_same_each_time():

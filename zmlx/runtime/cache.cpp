@@ -46,10 +46,11 @@ cached(std::string_view extension, std::string_view key, const std::function<std
   fs::path path = name.str();
   // Equal hashes of other keys must not pass for this one, nor half a file for a whole one.
   auto head = std::to_string(key.size()) + '\n' + std::string(key) + '\n';
+  constexpr std::string_view tail = "\nend\n";
   if (std::ifstream file(path, std::ios::binary); file) {
     std::string text{std::istreambuf_iterator<char>(file), {}};
-    if (text.starts_with(head)) {
-      return text.substr(head.size());
+    if (text.starts_with(head) && text.ends_with(tail)) {
+      return text.substr(head.size(), text.size() - head.size() - tail.size());
     }
   }
   auto bytes = make();
@@ -58,7 +59,7 @@ cached(std::string_view extension, std::string_view key, const std::function<std
   fs::create_directories(path.parent_path(), ignored);
   fs::path scratch = path.string() + '.' + std::to_string(getpid()) + '.' + std::to_string(count++);
   std::ofstream file(scratch, std::ios::binary);
-  file << head << bytes;
+  file << head << bytes << tail;
   file.close();
   file ? fs::rename(scratch, path, ignored) : static_cast<void>(fs::remove(scratch, ignored));
   return bytes;

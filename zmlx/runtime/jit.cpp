@@ -1,8 +1,7 @@
-// zmlx/runtime/jit.cpp: the compiler's call, and files that appear whole or not at all.
+// zmlx/runtime/jit.cpp: the compiler's call, and what it made as a loaded library.
 #include "zmlx/runtime/jit.h"
 
 #include <dlfcn.h>
-#include <unistd.h>
 
 #include <array>
 #include <atomic>
@@ -10,10 +9,13 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <map>
 #include <mutex>
-#include <sstream>
 #include <stdexcept>
+#include <vector>
+
+#include "zmlx/runtime/cache.h"
 
 namespace zmlx::jit {
 namespace {
@@ -52,9 +54,16 @@ std::string shell_word(const std::string& word) {
 
 std::string read(const fs::path& path) {
   std::ifstream file(path, std::ios::binary);
-  std::stringstream text;
-  text << file.rdbuf();
-  return text.str();
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+void write(const fs::path& path, const std::string& bytes) {
+  std::ofstream file(path, std::ios::binary);
+  file << bytes;
+  file.close();
+  if (!file) {
+    throw std::runtime_error("[jit] " + path.string() + " cannot be written.");
+  }
 }
 
 /// The machine's instruction set extensions: a cache may be shared by machines that differ.
@@ -76,8 +85,11 @@ struct Compiler {
 const Compiler& compiler() {
   static const Compiler found = [] {
     const char* chosen = std::getenv("ZMLX_CXX");
-    for (const std::string& name : chosen ? std::array<std::string, 3>{chosen, chosen, chosen}
-                                          : std::array<std::string, 3>{"c++", "g++", "clang++"}) {
+    std::vector<std::string> names = {"c++", "g++", "clang++"};
+    if (chosen) {
+      names = {chosen};
+    }
+    for (auto& name : names) {
       auto version = output_of(shell_word(name) + " --version");
       if (!version.empty()) {
         return Compiler{shell_word(name), name + '\n' + version + processor()};
@@ -88,58 +100,59 @@ const Compiler& compiler() {
   return found;
 }
 
-uint64_t hash(const std::string& text, uint64_t h) {
-  for (char c : text) {
-    h = (h ^ static_cast<unsigned char>(c)) * 0x100000001B3u;
+/// A folder of this call's own, gone with it.
+class TemporaryFolder {
+ public:
+  TemporaryFolder() {
+    auto name = (fs::temp_directory_path() / "zmlx_XXXXXX").string();
+    if (!mkdtemp(name.data())) {
+      throw std::runtime_error("[jit] " + name + " cannot be made; set TMPDIR.");
+    }
+    path_ = name;
   }
-  return h;
-}
+  ~TemporaryFolder() {
+    std::error_code ignored;
+    fs::remove_all(path_, ignored);
+  }
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
 
-fs::path cache_folder() {
-  if (const char* chosen = std::getenv("ZMLX_CACHE_DIR")) {
-    return chosen;
+  fs::path operator/(const char* name) const {
+    return path_ / name;
   }
-  if (const char* home = std::getenv("HOME")) {
-    return fs::path(home) / ".cache" / "zmlx";
+
+ private:
+  fs::path path_;
+};
+
+/// The bytes of a library.
+std::string run_compiler(const std::string& source) {
+  if (!available()) {
+    throw std::runtime_error(
+        "[jit] there is no C++ compiler: ZMLX_CXX, c++, g++ and clang++ do not run.");
   }
-  return fs::temp_directory_path() / "zmlx";
+  TemporaryFolder folder;
+  auto text = folder / "kernel.cpp";
+  auto library = folder / "kernel.so";
+  auto log = folder / "log";
+  write(text, source);
+  ++compiles;
+  auto command = compiler().command + " " + flags + " " + shell_word(text.string()) + " -o " +
+      shell_word(library.string()) + " >" + shell_word(log.string()) + " 2>&1";
+  if (std::system(command.c_str()) != 0) {
+    throw std::runtime_error("[jit] the compiler failed:\n" + read(log));
+  }
+  return read(library);
 }
 
 std::shared_ptr<const Library> build(const std::string& source) {
-  auto whole = "// " + std::string(flags) + "\n/*\n" + compiler().identity + "*/\n" + source;
-  char name[40];
-  std::snprintf(
-      name,
-      sizeof(name),
-      "%016llx%016llx",
-      static_cast<unsigned long long>(hash(whole, 0xCBF29CE484222325u)),
-      static_cast<unsigned long long>(hash(whole, 0x9E3779B97F4A7C15u)));
-  auto folder = cache_folder() / "jit";
-  fs::create_directories(folder);
-  auto text = folder / (std::string(name) + ".cpp");
-  auto library = folder / (std::string(name) + ".so");
-  // The text beside it proves that it is ours, not another one of the same hash.
-  if (fs::exists(library) && read(text) == whole) {
-    return std::make_shared<const Library>(library.string());
-  }
-  auto own = folder / (std::string(name) + "." + std::to_string(getpid()));
-  auto own_text = own.string() + ".cpp";
-  auto own_library = own.string() + ".so";
-  std::ofstream(own_text, std::ios::binary) << whole;
-  ++compiles;
-  auto log = own.string() + ".log";
-  auto command = compiler().command + " " + flags + " " + shell_word(own_text) + " -o " +
-      shell_word(own_library) + " 2>" + shell_word(log);
-  int status = std::system(command.c_str());
-  auto words = read(log);
-  fs::remove(log);
-  if (status != 0) {
-    fs::remove(own_text);
-    throw std::runtime_error("[jit] the compiler failed:\n" + words);
-  }
-  fs::rename(own_text, text);
-  fs::rename(own_library, library);
-  return std::make_shared<const Library>(library.string());
+  auto key = std::string(flags) + '\n' + compiler().identity + source;
+  auto bytes = cached("so", key, [&] { return run_compiler(source); });
+  // A loaded library needs no name any more.
+  TemporaryFolder folder;
+  auto path = folder / "kernel.so";
+  write(path, bytes);
+  return std::make_shared<const Library>(path.string());
 }
 
 } // namespace

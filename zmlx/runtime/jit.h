@@ -1,4 +1,4 @@
-// zmlx/runtime/jit.h: C++ compiled at run time by the system's compiler, and its cache on disk.
+// zmlx/runtime/jit.h: C++ compiled at run time by the system's compiler.
 #pragma once
 
 #include <memory>
@@ -24,8 +24,8 @@ class Library {
 bool available();
 /// How often the compiler has run in this process.
 int compile_count();
-/// The library made from a source. Kept in memory, and on disk in ZMLX_CACHE_DIR, by default
-/// ~/.cache/zmlx. Throws std::runtime_error with the compiler's words.
+/// The library made from a source. Kept in memory, and on disk by runtime/cache.h. Throws
+/// std::runtime_error with the compiler's words, or when there is no compiler.
 std::shared_ptr<const Library> compile(const std::string& source);
 
 } // namespace zmlx::jit
