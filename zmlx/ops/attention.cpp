@@ -37,6 +37,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 #include "mlx/fast.h"
 #include "mlx/ops.h"
+#include "zmlx/kernel/cuda/attention.h"
 #include "zmlx/ops/check.h"
 
 namespace zmlx {
@@ -183,6 +184,12 @@ CpuKernel kernel(const Types& in, const Types&, const Attrs& attrs) {
   return {run, op.scratch()};
 }
 
+cuda::Kernel
+cuda_kernel(const Types& in, const Types&, const Attrs& attrs, const cuda::Device& device) {
+  return cuda::attention(
+      settings(in, attrs), in[0].dtype, in.size() > 3 ? &in[3] : nullptr, device);
+}
+
 struct Example {
   int batch = 1;
   int q_heads = 8;
@@ -237,6 +244,7 @@ ZMLX_OP(attention)
     .types(types)
     .reference(reference)
     .cpu(kernel)
+    .cuda(cuda_kernel)
     .cases({
         example(
             "decode",

@@ -1,5 +1,6 @@
 // zmlx/ops/causal_mask.cpp: which keys each token sees; what a captured attention is recognised by.
 #include "mlx/ops.h"
+#include "zmlx/kernel/cuda/rope.h"
 #include "zmlx/ops/check.h"
 
 namespace zmlx {
@@ -70,6 +71,10 @@ CpuKernel kernel(const Types&, const Types&, const Attrs& attrs) {
   }};
 }
 
+cuda::Kernel cuda_kernel(const Types&, const Types& out, const Attrs& attrs, const cuda::Device&) {
+  return cuda::causal_mask(out[0].shape, attrs.integer("window", 0), is_padded(attrs));
+}
+
 Case example(std::string name, int offset, int64_t tokens, int64_t capacity, int64_t window) {
   return {
       std::move(name),
@@ -97,6 +102,7 @@ ZMLX_OP(causal_mask)
     .types(types)
     .reference(reference)
     .cpu(kernel)
+    .cuda(cuda_kernel)
     .cases({
         example("decode", 7, 1, 33, 0),
         example("prompt", 0, 31, 31, 0),

@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "mlx/ops.h"
+#include "zmlx/kernel/cuda/rope.h"
 #include "zmlx/ops/check.h"
 
 namespace zmlx {
@@ -52,6 +53,10 @@ CpuKernel kernel(const Types&, const Types&, const Attrs&) {
   return {run};
 }
 
+cuda::Kernel cuda_kernel(const Types& in, const Types&, const Attrs&, const cuda::Device&) {
+  return cuda::kv_update(in[1].shape, size_of(in[1].dtype));
+}
+
 /// Only the new rows are written; the rest stays where it is.
 size_t traffic(const Types& in, const Types&, const Attrs&) {
   return 2 * in[1].bytes();
@@ -80,6 +85,7 @@ ZMLX_OP(kv_update)
     .types(types)
     .reference(reference)
     .cpu(kernel)
+    .cuda(cuda_kernel)
     .traffic(traffic)
     .in_place(0, 0)
     .cases({

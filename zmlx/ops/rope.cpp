@@ -57,6 +57,7 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 #include "mlx/ops.h"
+#include "zmlx/kernel/cuda/rope.h"
 #include "zmlx/ops/check.h"
 #include "zmlx/ops/rope.h"
 
@@ -146,6 +147,10 @@ CpuKernel kernel(const Types&, const Types&, const Attrs& attrs) {
   }};
 }
 
+cuda::Kernel cuda_kernel(const Types& in, const Types&, const Attrs& attrs, const cuda::Device&) {
+  return cuda::rope(in[0].dtype, in[0].shape, in[1].shape.rank() == 1, rope_settings(attrs));
+}
+
 Case example(std::string name, mx::Shape shape, int offset, int dims, Attrs attrs) {
   attrs.set("dims", int64_t{dims});
   return {
@@ -180,6 +185,7 @@ ZMLX_OP(rope)
     .types(types)
     .reference(reference)
     .cpu(kernel)
+    .cuda(cuda_kernel)
     .cases({
         example("decode", {1, 8, 1, 128}, 1000, 128, {}),
         example("prompt", {2, 3, 37, 64}, 5, 64, {}),

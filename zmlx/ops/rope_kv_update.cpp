@@ -132,6 +132,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 #include "mlx/fast.h"
 #include "mlx/ops.h"
+#include "zmlx/kernel/cuda/rope.h"
 #include "zmlx/ops/check.h"
 #include "zmlx/ops/rope.h"
 
@@ -248,6 +249,24 @@ CpuKernel kernel(const Types& in, const Types&, const Attrs& attrs) {
   }};
 }
 
+cuda::Kernel
+cuda_kernel(const Types& in, const Types& out, const Attrs& attrs, const cuda::Device&) {
+  auto op = settings(attrs);
+  return cuda::rope_kv_update(
+      {in[0].dtype,
+       in[0].shape[0],
+       in[0].shape[1],
+       op.q_heads,
+       op.kv_heads,
+       out[1].shape[3],
+       out[2].shape[3],
+       op.norm,
+       op.padded,
+       op.eps,
+       op.rope,
+       static_cast<int>(inv_freq_at(op))});
+}
+
 /// Only the new rows of the buffers are written; the rest stays where it is.
 size_t traffic(const Types& in, const Types&, const Attrs&) {
   return 2 * (in[0].bytes() + in[1].bytes() + in[2].bytes());
@@ -312,6 +331,7 @@ ZMLX_OP(rope_kv_update)
     .types(types)
     .reference(reference)
     .cpu(kernel)
+    .cuda(cuda_kernel)
     .traffic(traffic)
     .in_place(1, -2)
     .in_place(2, -1)

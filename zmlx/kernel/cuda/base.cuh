@@ -137,6 +137,11 @@ ZMLX_DEVICE uint32_t and_or(uint32_t a) {
   return d;
 }
 
+/// Four bytes of a (numbers 0 to 3) and b (4 to 7): byte i is the one whose number is in bits 4i to 4i + 2 of `numbers`.
+ZMLX_DEVICE uint32_t select_bytes(uint32_t a, uint32_t b, uint32_t numbers) {
+  return __byte_perm(a, b, numbers);
+}
+
 /// Reads of memory that no launch writes while this one runs (weights): not kept in L1.
 ZMLX_DEVICE uint4 load_once16(const void* p) {
   uint4 v;
