@@ -5,6 +5,7 @@
 #include "zmlx/kernel/lang/derive.h"
 #include "zmlx/kernel/lang/functions.h"
 #include "zmlx/kernel/lang/parse.h"
+#include "zmlx/kernel/lang/print.h"
 #include "zmlx/runtime/elementwise.h"
 
 namespace zmlx::lang {
@@ -136,11 +137,103 @@ TEST(Lang, equal_parts_are_computed_once) {
   EXPECT_EQ(program.steps.size(), 3u);
 }
 
+/// What a kernel of silu(x) + y is in a language, without what comes before.
+template <typename F>
+std::string kernel_text(F text) {
+  auto program = lower(
+      {parse({"x / (1 + exp(-x)) + y", {"x", "y"}})}, {"x", "y"}, {{Dtype::bf16}, {Dtype::f32}});
+  return text(ElementwiseText{program, {Dtype::bf16, Dtype::f32}, {Dtype::f32}}).kernel;
+}
+
+TEST(Lang, a_kernel_in_cpp) {
+  EXPECT_EQ(kernel_text(cpp_text), R"(
+extern "C" void zmlx_run(const void* const* in, void* const* out, int64_t n) {
+  const bf16* in0 = static_cast<const bf16*>(in[0]);
+  const float* in1 = static_cast<const float*>(in[1]);
+  float* out0 = static_cast<float*>(out[0]);
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const float x0 = load(in0[i]);
+    const float x1 = load(in1[i]);
+    const float t0 = -x0;
+    const float t1 = exponential(t0);
+    const float t2 = 1.0f + t1;
+    const float t3 = x0 / t2;
+    const float t4 = t3 + x1;
+    out0[i] = Storage<float>::round(t4);
+  }
+}
+)");
+}
+
+TEST(Lang, a_kernel_in_cuda) {
+  auto text = [](const ElementwiseText& kernel) {
+    return cuda_text(kernel, {Access::contiguous, Access::strided}, 2);
+  };
+  EXPECT_EQ(kernel_text(text), R"(
+template <typename Index>
+__global__ void __launch_bounds__(256) zmlx_run(Pointer in0, Pointer in1, Pointer out0, Extent size, Extent e1, Extent s1_0, Extent s1_1) {
+  wait_for_predecessor();
+  start_successor();
+  const bf16* __restrict__ p0 = in0.as<const bf16>();
+  const float* __restrict__ p1 = in1.as<const float>();
+  float* __restrict__ q0 = out0.as<float>();
+  const Index n = Index(size.get());
+  const Index step = Index(gridDim.x) * Index(blockDim.x);
+#pragma unroll 4
+  for (Index i = Index(blockIdx.x) * Index(blockDim.x) + threadIdx.x; i < n; i += step) {
+    const Index d1 = Index(e1.get());
+    const int64_t c1 = int64_t(i % d1);
+    const Index r1 = i / d1;
+    const int64_t c0 = int64_t(r1);
+    const float x0 = load(p0[i]);
+    const float x1 = load(p1[c0 * s1_0.get() + c1 * s1_1.get()]);
+    const float t0 = -x0;
+    const float t1 = expf(t0);
+    const float t2 = 1.0f + t1;
+    const float t3 = x0 / t2;
+    const float t4 = t3 + x1;
+    q0[i] = Storage<float>::round(t4);
+  }
+}
+)");
+}
+
+TEST(Lang, a_kernel_for_metal) {
+  EXPECT_EQ(kernel_text(metal_text), R"(const uint i = thread_position_in_grid.x;
+const float x0 = float(in0[elem_to_loc(i, in0_shape, in0_strides, in0_ndim)]);
+const float x1 = float(in1[elem_to_loc(i, in1_shape, in1_strides, in1_ndim)]);
+const float t0 = -x0;
+const float t1 = metal::precise::exp(t0);
+const float t2 = 1.0f + t1;
+const float t3 = x0 / t2;
+const float t4 = t3 + x1;
+out0[i] = float(t4);
+)");
+}
+
+TEST(Lang, metal_has_no_builtins_of_other_compilers) {
+  for (auto& row : functions()) {
+    std::vector<Expr> args;
+    std::vector<std::string> names = {"a", "b", "c"};
+    for (int i = 0; i < row.arity; ++i) {
+      args.push_back(input(names[static_cast<size_t>(i)]));
+    }
+    auto dtype = row.typing == Typing::bits ? Dtype::i32 : Dtype::f32;
+    auto program = lower({call(row.name, args)}, names, {{dtype}, {dtype}, {dtype}});
+    auto text = metal_text({program, {dtype, dtype, dtype}, {dtype}});
+    for (auto& part : {text.prelude, text.kernel}) {
+      EXPECT_EQ(part.find("__builtin"), std::string::npos) << row.name;
+      EXPECT_EQ(part.find("double"), std::string::npos) << row.name;
+    }
+  }
+}
+
 TEST(Lang, an_unknown_language_is_refused) {
   auto k = kernel("k", {{"out", input("x") + 1}});
   EXPECT_EQ(
       message_of([&] { k.source("basic", {Dtype::f32}); }),
-      "[kernel] language must be cpp but got basic.");
+      "[kernel] language must be one of cpp, cuda, metal but got basic.");
 }
 
 } // namespace

@@ -10,7 +10,9 @@
 #include <stdexcept>
 
 #include "zmlx/graph/capture.h"
+#include "zmlx/kernel/lang/functions.h"
 #include "zmlx/ops/op.h"
+#include "zmlx/runtime/elementwise_gpu.h"
 
 namespace zmlx {
 namespace {
@@ -57,6 +59,65 @@ TEST(Nvrtc, every_kernel_compiles_for_hopper) {
 TEST(Nvrtc, kernels_compile_for_ampere_and_blackwell) {
   compile_all({mx::bfloat16}, {80, 108, 163 * 1024});
   compile_all({mx::bfloat16}, {100, 148, 227 * 1024});
+}
+
+/// A kernel of all functions of the language that take this dtype, and of a conversion to each.
+lang::Program every_function(Dtype dtype) {
+  std::vector<lang::Expr> roots;
+  std::vector<std::string> names = {"a", "b", "c"};
+  for (auto& row : lang::functions()) {
+    if (row.typing == lang::Typing::bits && is_floating(dtype)) {
+      continue;
+    }
+    std::vector<lang::Expr> args;
+    for (int i = 0; i < row.arity; ++i) {
+      args.push_back(lang::input(names[static_cast<size_t>(i)]));
+    }
+    roots.push_back(lang::call(row.name, args));
+  }
+  for (int to = 0; to <= static_cast<int>(Dtype::f32); ++to) {
+    roots.push_back(lang::cast(lang::input("a"), static_cast<Dtype>(to)));
+  }
+  return lang::lower(roots, names, {{dtype}, {dtype}, {dtype}});
+}
+
+TEST(Nvrtc, expressions_compile_in_every_dtype_and_way_of_access) {
+  if (std::string why; cuda::nvrtc_version(&why).empty()) {
+    GTEST_SKIP() << why;
+  }
+  for (int i = 0; i <= static_cast<int>(Dtype::f32); ++i) {
+    auto dtype = static_cast<Dtype>(i);
+    auto program = every_function(dtype);
+    lang::ElementwiseText kernel{program, {dtype, dtype, dtype}, {}};
+    for (auto step : program.results) {
+      kernel.out.push_back(program.steps[static_cast<size_t>(step)].type.dtype);
+    }
+    CudaTexts texts;
+    // Contiguous, one row for all, and transposed.
+    auto made = elementwise_cuda(kernel, texts, {4, 5}, {{5, 1}, {0, 1}, {1, 4}}, {90});
+    auto& launch = made.launches[0];
+    EXPECT_NO_THROW(cuda::compile(launch.source, {launch.kernel}, 90, launch.text))
+        << name_of(dtype);
+  }
+}
+
+TEST(Nvrtc, an_expressions_text_depends_on_the_way_of_access_alone) {
+  auto program = lang::lower({lang::input("a") + lang::input("b")}, {"a", "b"}, {{}, {}});
+  lang::ElementwiseText kernel{program, {Dtype::f32, Dtype::f32}, {Dtype::f32}};
+  CudaTexts texts;
+  auto launch = [&](const Shape& shape, const std::vector<Strides>& strides) {
+    return elementwise_cuda(kernel, texts, shape, strides, {90, 132}).launches[0];
+  };
+  auto one = launch({4, 5, 1}, {{5, 1, 1}, {0, 0, 0}});
+  auto other = launch({700, 31, 60}, {{1860, 60, 1}, {0, 0, 0}});
+  EXPECT_EQ(one.text, other.text); // contiguous, and one value
+  EXPECT_EQ(one.arguments.size(), 4u);
+  EXPECT_NE(one.text, launch({4, 5}, {{5, 1}, {1, 4}}).text);
+  EXPECT_EQ(one.grid[0], 1u);
+  EXPECT_EQ(other.grid[0], 1272u);
+  auto large = launch({1 << 16, 1 << 16}, {{1 << 16, 1}, {0, 0}});
+  EXPECT_EQ(large.kernel, "zmlx_run<uint64_t>");
+  EXPECT_EQ(large.grid[0], 16u * 132);
 }
 
 TEST(Nvrtc, what_does_not_compile_is_told_with_the_compilers_words) {

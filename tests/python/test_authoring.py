@@ -250,6 +250,8 @@ def test_sources_are_the_same_each_time():
     texts = {zmlx.elementwise("x * x + 1").source() for _ in range(2)}
     assert len(texts) == 1
     assert "zmlx_run" in texts.pop()
+    assert "__global__" in zmlx.elementwise("x * x + 1").source("cuda")
+    assert "thread_position_in_grid" in zmlx.elementwise("x * x + 1").source("metal")
 
 
 @pytest.mark.parametrize(

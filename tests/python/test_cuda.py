@@ -13,6 +13,7 @@ from mlx_lm.generate import batch_generate
 from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
 from test_patch import TOLERANCE, distance, greedy, steps, to_float32, tokens_of
 
+import zmlx
 from zmlx import _ext
 from zmlx.patch import explain, is_patched, patch, unpatch
 
@@ -166,3 +167,27 @@ def test_an_op_alone_runs_among_mlxs_own() -> None:
     (out,) = _ext.apply("rms_norm", [mx.exp(x), weight], {"eps": 1e-6})
     expected = mx.fast.rms_norm(mx.exp(x).astype(mx.float32), weight.astype(mx.float32), 1e-6)
     assert distance((out * 2).astype(mx.float32), 2 * expected) < TOLERANCE["bfloat16"]
+
+
+@pytest.mark.parametrize("dtype", (mx.float32, mx.float16, mx.bfloat16, mx.int32), ids=str)
+def test_expressions_run_as_kernels_on_strided_and_broadcast_arrays(dtype: mx.Dtype) -> None:
+    f = zmlx.elementwise("a * sigmoid(b) + c", inputs=("a", "b", "c"))
+    a = mx.random.normal((37, 5, 65), key=mx.random.key(0)) * 3
+    arrays = [a.astype(dtype), a.astype(dtype).transpose(2, 1, 0).reshape(65, 185).T[:, None]]
+    x, y = arrays[0][::-1, :, 1:], arrays[1][:37, :, :64]
+    with mx.stream(mx.cpu):
+        wide = [v.astype(mx.float32) for v in (x, y)]
+        want = wide[0] * mx.sigmoid(wide[1]) + 0.5
+    got = f(x, y, 0.5)
+    tolerance = {mx.float16: 3e-3, mx.bfloat16: 2.4e-2}.get(dtype, 2e-5)
+    assert mx.allclose(got.astype(mx.float32), want, tolerance, tolerance).item()
+    assert f(x[:0], y[:1], 0.5).shape == (0, 5, 64)
+
+
+def test_gradients_of_expressions_run_on_the_gpu() -> None:
+    f = zmlx.elementwise("a * exp(b)", inputs=("a", "b"))
+    a, b = mx.random.normal((33, 70)), mx.random.normal((70,))
+    got = mx.grad(lambda *v: f(*v).sum(), argnums=(0, 1))(a, b)
+    want = mx.grad(lambda a, b: (a * mx.exp(b)).sum(), argnums=(0, 1))(a, b)
+    for g, w in zip(got, want, strict=True):
+        assert mx.allclose(g, w, 2e-5, 2e-5).item()

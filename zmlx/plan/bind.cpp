@@ -51,6 +51,8 @@ class Binder {
         return extent(op.in[index], op.in_types[index], argument.axis);
       case Argument::Kind::out_dim:
         return extent(op.out[index], op.out_types[index], argument.axis);
+      case Argument::Kind::extent:
+        return words(argument.offset, 0);
       case Argument::Kind::i32:
         return bound_.words.push_back(static_cast<uint32_t>(argument.integer));
       case Argument::Kind::f32:

@@ -11,12 +11,16 @@
 
 #include "mlx/allocator.h"
 #include "mlx/backend/cpu/encoder.h"
+#include "mlx/backend/metal/metal.h"
 #include "mlx/ops.h"
 #include "mlx/primitives.h"
 #include "mlx/transforms.h"
 #include "zmlx/graph/capture.h"
 #include "zmlx/kernel/lang/derive.h"
 #include "zmlx/kernel/lang/print.h"
+#include "zmlx/runtime/cuda/apply.h"
+#include "zmlx/runtime/cuda/mlx_stream.h"
+#include "zmlx/runtime/elementwise_gpu.h"
 #include "zmlx/runtime/error.h"
 #include "zmlx/runtime/expression_graph.h"
 #include "zmlx/runtime/gather.h"
@@ -29,6 +33,10 @@ using Arrays = std::vector<mx::array>;
 
 using Run = void (*)(const void* const*, void* const*, int64_t);
 
+static std::string together(const lang::Text& text) {
+  return text.prelude + text.kernel;
+}
+
 /// A kernel for given dtypes.
 struct Specialised {
   lang::Program program;
@@ -37,10 +45,15 @@ struct Specialised {
   std::once_flag once{};
   std::shared_ptr<const jit::Library> library{};
   Run run = nullptr;
+  CudaTexts cuda_texts{};
 
+  lang::ElementwiseText text() const {
+    return {program, in, out};
+  }
   void compile() {
     std::call_once(once, [this] {
-      library = jit::compile(lang::elementwise_text({program, in, out}, lang::Language::cpp));
+      auto made = lang::cpp_text(text());
+      library = jit::compile(together(made));
       run = reinterpret_cast<Run>(library->symbol("zmlx_run"));
     });
   }
@@ -192,8 +205,26 @@ class Authored : public mx::Primitive {
       encoder.dispatch(std::move(task));
     }
   }
-  void eval_gpu(const Arrays&, Arrays&) override {
-    fail(name(), "this build runs elementwise kernels on the CPU only.");
+  void eval_gpu(const Arrays& inputs, Arrays& outputs) override {
+    auto& kernel = state_->specialise(types(inputs));
+    if (outputs[0].size() == 0) {
+      for (auto& out : outputs) {
+        out.set_data(mx::allocator::malloc(0));
+      }
+    } else if (auto device = cuda::device()) {
+      Op op;
+      op.name = name();
+      auto shape = type_of(outputs[0]).shape;
+      std::vector<Strides> strides;
+      for (auto& x : inputs) {
+        strides.push_back(strides_in(shape, x));
+      }
+      auto made = elementwise_cuda(kernel.text(), kernel.cuda_texts, shape, strides, *device);
+      cuda::apply(op, made, inputs, outputs, stream());
+    } else {
+      auto made = elementwise_metal(kernel.text(), inputs, outputs[0].shape(), stream());
+      made[0].primitive().eval_gpu(made[0].inputs(), outputs);
+    }
   }
 
   Arrays vjp(
@@ -279,14 +310,28 @@ Arrays build(
     dtypes.push_back(mlx_dtype(dtype));
   }
   bool on_cpu = stream.device == mx::Device::cpu;
-  if (!on_cpu || !jit::available()) {
+  bool on_metal = !on_cpu && mx::metal::is_available();
+  if (on_cpu ? !jit::available() : !on_metal && !cuda::device()) {
     static std::once_flag once;
     std::call_once(once, [&] {
       std::cerr << "[zmlx] kernels run as plain MLX ops: "
-                << (on_cpu ? "there is no C++ compiler (set ZMLX_CXX)." : "the device is a GPU.")
-                << '\n';
+                << (on_cpu ? "there is no C++ compiler (set ZMLX_CXX)" : cuda::why_not()) << ".\n";
     });
     return expression_graph(kernel.program, inputs, dtypes, s);
+  }
+  if (on_metal) {
+    // MLX's Metal kernels know the shapes of their inputs alone, and take scalars another way.
+    auto whole = shape.empty() ? mx::Shape{1} : shape;
+    auto read = inputs;
+    for (auto& x : read) {
+      x = mx::broadcast_to(x, whole, s);
+    }
+    auto out = mx::array::make_arrays(
+        std::vector<mx::Shape>(dtypes.size(), whole), dtypes, primitive, read);
+    for (auto& x : out) {
+      x = mx::reshape(x, shape, s);
+    }
+    return out;
   }
   return mx::array::make_arrays(
       std::vector<mx::Shape>(dtypes.size(), shape), dtypes, primitive, inputs);
@@ -399,8 +444,16 @@ std::string Elementwise::source(const std::string& language, const std::vector<D
     types.push_back({dtype, false});
   }
   auto& kernel = state_->specialise(types);
-  return lang::elementwise_text(
-      {kernel.program, kernel.in, kernel.out}, lang::language_named(language));
+  switch (lang::language_named(language)) {
+    case lang::Language::cuda: {
+      std::vector<lang::Access> access(kernel.in.size(), lang::Access::contiguous);
+      return together(lang::cuda_text(kernel.text(), access, 1));
+    }
+    case lang::Language::metal:
+      return together(lang::metal_text(kernel.text()));
+    default:
+      return together(lang::cpp_text(kernel.text()));
+  }
 }
 
 Elementwise kernel(std::string name, const std::vector<lang::Assignment>& outputs) {

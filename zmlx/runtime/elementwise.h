@@ -43,7 +43,7 @@ class Elementwise {
       const std::vector<bool>& weak = {},
       mx::StreamOrDevice s = {}) const;
 
-  /// The kernel's text in "cpp" for inputs of these dtypes.
+  /// The kernel's text in "cpp", "cuda" or "metal" for contiguous inputs of these dtypes.
   std::string source(const std::string& language, const std::vector<Dtype>& dtypes) const;
 
   struct State;

@@ -28,6 +28,7 @@ struct Argument {
     out_dim,
     i32, // int32_t
     f32, // float
+    extent, // Extent of value `offset`
   };
   Kind kind;
   int index = 0;
@@ -59,6 +60,10 @@ inline Argument f32(double value) {
   return {Argument::Kind::f32, 0, 0, 0, 0, static_cast<float>(value)};
 }
 
+inline Argument extent(int64_t value) {
+  return {Argument::Kind::extent, 0, 0, static_cast<size_t>(value), 0, 0};
+}
+
 /// One launch of a `__global__` function template.
 struct Launch {
   std::string source; // a file of zmlx/kernel/cuda: "linear.cuh"
@@ -67,6 +72,7 @@ struct Launch {
   std::array<uint32_t, 3> block{1, 1, 1};
   size_t shared = 0; // dynamic shared memory, bytes
   std::vector<Argument> arguments;
+  std::string text{}; // what stands behind the source's own text: a generated kernel
 };
 
 /// One op for given types: launches in order on one stream. Empty: there is no kernel.
@@ -74,6 +80,7 @@ struct Kernel {
   std::vector<Launch> launches;
   size_t scratch =
       0; // bytes of device memory that the launches share; 256-byte aligned, not cleared
+  bool strided = false; // whether it reads inputs by strides that its arguments give
 
   explicit operator bool() const {
     return !launches.empty();

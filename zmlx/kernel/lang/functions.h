@@ -26,7 +26,7 @@ struct Function {
   double (*fold)(const double* args);
   /// d/d(argument i) times g, in `a`, `b`, `c`, the result `y` and g; empty where it is zero.
   const char* derivative[3];
-  const char* cpp; // "$0 + $1": C++ with kernel/lang/cpu_math.h
+  const char* spelling; // "$0 + $1": with kernel/lang/math.h, where a language has none of its own
   bool integers = true; // whether the spelling holds for integers, too
 };
 

@@ -1,77 +1,5 @@
-// zmlx/kernel/lang/math.h: what generated C++ kernels call: branch-free functions that compilers
-// vectorise, and conversions. Its text goes into each kernel's source, so it includes nothing.
-
-#if defined(__FMA__) || defined(__aarch64__)
-#define ZMLX_FMA(a, b, c) __builtin_fmaf(a, b, c)
-#else
-#define ZMLX_FMA(a, b, c) ((a) * (b) + (c))
-#endif
-#define ZMLX_INLINE static inline __attribute__((always_inline))
-
-using int8_t = signed char;
-using uint8_t = unsigned char;
-using int16_t = short;
-using uint16_t = unsigned short;
-using int32_t = int;
-using uint32_t = unsigned int;
-using int64_t = long;
-using uint64_t = unsigned long;
-
-struct f16 {
-  uint16_t bits;
-};
-struct bf16 {
-  uint16_t bits;
-};
-
-ZMLX_INLINE uint32_t bits_of(float x) {
-  return __builtin_bit_cast(uint32_t, x);
-}
-ZMLX_INLINE float float_of(uint32_t x) {
-  return __builtin_bit_cast(float, x);
-}
-
-template <typename T>
-ZMLX_INLINE T load(T x) {
-  return x;
-}
-ZMLX_INLINE float load(bf16 x) {
-  return float_of(static_cast<uint32_t>(x.bits) << 16);
-}
-ZMLX_INLINE float load(f16 x) {
-  uint32_t magnitude = static_cast<uint32_t>(x.bits & 0x7FFF) << 13;
-  uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000) << 16;
-  uint32_t scaled = bits_of(float_of(magnitude) * 0x1p112f);
-  return float_of((magnitude >= 0x0F800000u ? magnitude | 0x7F800000u : scaled) | sign);
-}
-
-template <typename T>
-struct Storage {
-  ZMLX_INLINE T round(T x) {
-    return x;
-  }
-};
-template <>
-struct Storage<bf16> {
-  ZMLX_INLINE bf16 round(float x) {
-    uint32_t bits = bits_of(x);
-    uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1)) >> 16;
-    return {static_cast<uint16_t>(x != x ? 0x7FC0u : rounded)};
-  }
-};
-template <>
-struct Storage<f16> {
-  ZMLX_INLINE f16 round(float x) {
-    uint32_t bits = bits_of(x);
-    uint32_t sign = (bits >> 16) & 0x8000u;
-    bits &= 0x7FFFFFFFu;
-    uint32_t normal = (bits - 0x37FFF001u + ((bits >> 13) & 1)) >> 13;
-    // Adding a half makes the unit in the last place that of float16's smallest numbers.
-    uint32_t small = bits_of(float_of(bits) + 0.5f) - 0x3F000000u;
-    uint32_t half = bits < 0x38800000u ? small : bits >= 0x477FF000u ? 0x7C00u : normal;
-    return {static_cast<uint16_t>((bits > 0x7F800000u ? 0x7E00u : half) | sign)};
-  }
-};
+// zmlx/kernel/lang/math.h: what generated kernels call in every language: branch-free functions that compilers
+// vectorise. Its text goes into each kernel's source, behind the language's own (math_cpp.h, ...).
 
 template <typename T>
 ZMLX_INLINE T maximum(T a, T b) {
@@ -86,7 +14,7 @@ ZMLX_INLINE T absolute(T x) {
   return x < T(0) ? T(-x) : x;
 }
 ZMLX_INLINE float absolute(float x) {
-  return __builtin_fabsf(x);
+  return ZMLX_ABS(x);
 }
 template <typename T>
 ZMLX_INLINE T sign_of(T x) {
@@ -100,14 +28,14 @@ ZMLX_INLINE T floor_divide(T a, T b) {
   return b == T(0) ? T(0) : T(q - ((a % d != T(0)) && ((a < T(0)) != (d < T(0)))));
 }
 ZMLX_INLINE float floor_divide(float a, float b) {
-  return __builtin_floorf(a / b);
+  return ZMLX_FLOOR(a / b);
 }
 template <typename T>
-ZMLX_INLINE T remainder(T a, T b) {
+ZMLX_INLINE T floor_remainder(T a, T b) {
   return b == T(0) ? T(0) : T(a - floor_divide(a, b) * b);
 }
-ZMLX_INLINE float remainder(float a, float b) {
-  float r = __builtin_fmodf(a, b);
+ZMLX_INLINE float floor_remainder(float a, float b) {
+  float r = ZMLX_FMOD(a, b);
   return r != 0 && (r < 0) != (b < 0) ? r + b : r;
 }
 
@@ -129,7 +57,7 @@ ZMLX_INLINE float power_of_2(int32_t n) {
 }
 ZMLX_INLINE float exponential(float x) {
   float c = x > 89.0f ? 89.0f : x < -105.0f ? -105.0f : x;
-  float n = __builtin_rintf(c * 1.44269504f);
+  float n = ZMLX_RINT(c * 1.44269504f);
   float r = reduce_by_ln2(c, n);
   // Two factors, as 2^n alone may not be a float.
   int32_t whole = static_cast<int32_t>(n == n ? n : 0.0f);
@@ -139,7 +67,7 @@ ZMLX_INLINE float exponential(float x) {
 }
 ZMLX_INLINE float exponential_minus_1(float x) {
   float c = x > 88.0f ? 88.0f : x < -30.0f ? -30.0f : x;
-  float n = __builtin_rintf(c * 1.44269504f);
+  float n = ZMLX_RINT(c * 1.44269504f);
   float r = reduce_by_ln2(c, n);
   int32_t whole = static_cast<int32_t>(n == n ? n : 0.0f);
   float scale = power_of_2(whole);
@@ -168,28 +96,28 @@ ZMLX_INLINE float logarithm(float x) {
   float y = ZMLX_FMA(p, f2 * f, n * 1.428606765e-06f);
   y = ZMLX_FMA(f2, -0.5f, y) + f;
   y = ZMLX_FMA(n, 0.693145751953125f, y);
-  y = x == __builtin_inff() ? x : y;
-  return x > 0.0f ? y : x == 0.0f ? -__builtin_inff() : __builtin_nanf("");
+  y = x == ZMLX_INFINITY ? x : y;
+  return x > 0.0f ? y : x == 0.0f ? -ZMLX_INFINITY : ZMLX_NAN;
 }
 ZMLX_INLINE float logarithm_1_plus(float x) {
   float u = 1.0f + x;
   float lost = (x - (u - 1.0f)) / u;
   float y = logarithm(u);
-  y = u > 0.0f && u < __builtin_inff() ? y + lost : y;
+  y = u > 0.0f && u < ZMLX_INFINITY ? y + lost : y;
   return u == 1.0f ? x : y;
 }
 ZMLX_INLINE float logistic(float x) {
-  float e = exponential(-__builtin_fabsf(x));
+  float e = exponential(-ZMLX_ABS(x));
   return (x < 0.0f ? e : 1.0f) / (1.0f + e);
 }
 ZMLX_INLINE float hyperbolic_tangent(float x) {
-  float magnitude = __builtin_fabsf(x);
+  float magnitude = ZMLX_ABS(x);
   float e = exponential_minus_1(2.0f * (magnitude > 10.0f ? 10.0f : magnitude));
-  float y = __builtin_copysignf(e / (e + 2.0f), x);
+  float y = ZMLX_COPYSIGN(e / (e + 2.0f), x);
   return x != x ? x : y;
 }
 ZMLX_INLINE float error_function(float x) {
-  float a = __builtin_fabsf(x);
+  float a = ZMLX_ABS(x);
   float t = a > 1.0f ? 1.0f : a * a;
   float p = 7.889119526e-05f;
   p = ZMLX_FMA(p, t, -8.020841278e-04f);
@@ -208,34 +136,11 @@ ZMLX_INLINE float error_function(float x) {
   q = ZMLX_FMA(q, u, -5.352680614e+00f);
   q = ZMLX_FMA(q, u, -7.806815304e+00f);
   float y = a < 1.0f ? a * p : 1.0f - exponential(q);
-  return x != x ? x : __builtin_copysignf(y, x);
-}
-
-/// sin(x + quarter turns), computed in double precision; exact to float32 for |x| < 2^30.
-ZMLX_INLINE float turned_sine(float x, int32_t quarters) {
-  double n = __builtin_rint(x * 0.63661977236758134308);
-  // pi / 2 in three parts, of which the first two times n are exact.
-  double r = ((x - n * 1.570796012878418) - n * 3.139164164167596e-07) - n * 6.223372171896613e-14;
-  bool counted = n < 1e9 && n > -1e9;
-  int32_t k = static_cast<int32_t>(counted ? n : 0.0) + quarters;
-  double z = r * r;
-  double s = r +
-      r * z *
-          (-1.0 / 6 + z * (1.0 / 120 + z * (-1.0 / 5040 + z * (1.0 / 362880 - z / 39916800.0))));
-  double c =
-      1.0 + z * (-0.5 + z * (1.0 / 24 + z * (-1.0 / 720 + z * (1.0 / 40320 - z / 3628800.0))));
-  double y = k & 1 ? c : s;
-  return static_cast<float>(k & 2 ? -y : y);
-}
-ZMLX_INLINE float sine(float x) {
-  return x < 0x1p30f && x > -0x1p30f ? turned_sine(x, 0) : __builtin_sinf(x);
-}
-ZMLX_INLINE float cosine(float x) {
-  return x < 0x1p30f && x > -0x1p30f ? turned_sine(x, 1) : __builtin_cosf(x);
+  return x != x ? x : ZMLX_COPYSIGN(y, x);
 }
 
 ZMLX_INLINE float power(float a, float b) {
-  return __builtin_powf(a, b);
+  return ZMLX_POW(a, b);
 }
 template <typename T>
 ZMLX_INLINE T power(T a, T b) {

@@ -1,226 +1,121 @@
-// zmlx/kernel/lang/print.cpp: the printers; what differs between languages is in tables.
+// zmlx/kernel/lang/print.cpp: what stands around an elementwise kernel's statements.
 #include "zmlx/kernel/lang/print.h"
 
-#include <charconv>
-#include <cmath>
-
-#include "zmlx/kernel/cuda/source.h"
-#include "zmlx/runtime/error.h"
+#include "zmlx/kernel/lang/statements.h"
 
 namespace zmlx::lang {
 namespace {
 
-struct Spelling {
-  std::string_view name;
-  std::string_view prelude; // the file whose text stands before a kernel
-  std::string_view load, store; // $0: the element or the value, $1: the stored type
-  std::string_view infinity, nan;
-  const char* f16;
-  const char* bf16;
-};
-
-constexpr Spelling spellings[] = {
-    {"cpp",
-     "zmlx/kernel/lang/math.h",
-     "load($0)",
-     "Storage<$1>::round($0)",
-     "__builtin_inff()",
-     "__builtin_nanf(\"\")",
-     "f16",
-     "bf16"},
-};
-
-const Spelling& spelling(Language language) {
-  return spellings[static_cast<size_t>(language)];
-}
-
-std::string type_name(Dtype dtype, const Spelling& in) {
-  constexpr const char* names[] = {
-      "bool",
-      "uint8_t",
-      "uint16_t",
-      "uint32_t",
-      "uint64_t",
-      "int8_t",
-      "int16_t",
-      "int32_t",
-      "int64_t"};
-  switch (dtype) {
-    case Dtype::f16:
-      return in.f16;
-    case Dtype::bf16:
-      return in.bf16;
-    case Dtype::f32:
-      return "float";
-    default:
-      return names[static_cast<size_t>(dtype)];
-  }
-}
-
-std::string fill(std::string_view format, const std::vector<std::string>& parts) {
-  std::string out;
-  for (size_t i = 0; i < format.size(); ++i) {
-    if (format[i] == '$') {
-      out += parts[static_cast<size_t>(format[++i] - '0')];
-    } else {
-      out += format[i];
-    }
-  }
-  return out;
-}
-
-std::string literal(double value, Dtype dtype, const Spelling& in) {
-  if (dtype == Dtype::boolean) {
-    return value != 0 ? "true" : "false";
-  }
-  char text[64];
-  if (!is_floating(dtype)) {
-    // Of an unsigned type the bits count: -1 is its largest value.
-    auto [end, code] = std::to_chars(text, text + sizeof(text), static_cast<int64_t>(value));
-    return type_name(dtype, in) + "(" + std::string(text, end) + ")";
-  }
-  auto number = static_cast<float>(value);
-  if (!std::isfinite(number)) {
-    auto word = std::string(std::isnan(number) ? in.nan : in.infinity);
-    return number < 0 ? "(-" + word + ")" : word;
-  }
-  auto [end, code] = std::to_chars(text, text + sizeof(text), number);
-  std::string out(text, end);
-  out += out.find_first_of(".e") == std::string::npos ? ".0f" : "f";
-  return number < 0 || std::signbit(number) ? "(" + out + ")" : out;
-}
-
-/// The statements of a program, `indent` before each; inputs are called in0, in1, ...
-class Statements {
- public:
-  Statements(const Program& program, const Spelling& in, std::string indent)
-      : program_(program), in_(in), indent_(std::move(indent)) {
-    for (size_t i = 0; i < program.steps.size(); ++i) {
-      add(i);
-    }
-  }
-
-  const std::string& text() const {
-    return text_;
-  }
-
-  /// A step's value converted to what `dtype` is computed in.
-  std::string value(int step, Dtype dtype) const {
-    auto& from = program_.steps[static_cast<size_t>(step)];
-    if (from.kind <= Kind::real) {
-      return literal(from.value, computing(dtype), in_);
-    }
-    auto& name = names_[static_cast<size_t>(step)];
-    return computing(from.type.dtype) == computing(dtype)
-        ? name
-        : type_name(computing(dtype), in_) + "(" + name + ")";
-  }
-
- private:
-  void add(size_t i) {
-    auto& step = program_.steps[i];
-    if (step.kind <= Kind::real) {
-      names_.emplace_back();
-      return;
-    }
-    if (step.kind == Kind::input) {
-      names_.push_back("x" + std::to_string(step.input));
-      return;
-    }
-    std::string made;
-    if (step.kind == Kind::cast) {
-      made = value(step.args[0], step.type.dtype);
-      if (computing(step.type.dtype) != step.type.dtype) {
-        auto narrow = type_name(step.type.dtype, in_);
-        made = fill(in_.load, {fill(in_.store, {made, narrow})});
-      }
-    } else {
-      std::vector<std::string> args;
-      for (size_t a = 0; a < step.args.size(); ++a) {
-        bool condition = step.function->typing == Typing::choice && a == 0;
-        args.push_back(value(step.args[a], condition ? Dtype::boolean : step.operands));
-      }
-      made = fill(step.function->cpp, args);
-    }
-    auto type = type_name(computing(step.type.dtype), in_);
-    auto name = "t" + std::to_string(count_++);
-    // Arithmetic on short integers is done on int and cut back.
-    bool narrow = !is_floating(step.type.dtype) && size_of(step.type.dtype) < 4;
-    text_ += indent_ + "const " + type + " " + name + " = " +
-        (narrow ? type + "(" + made + ")" : made) + ";\n";
-    names_.push_back(name);
-  }
-
-  const Program& program_;
-  const Spelling& in_;
-  std::string indent_;
-  std::string text_;
-  std::vector<std::string> names_;
-  int count_ = 0;
-};
-
-std::string prelude(const Spelling& in) {
-  for (auto* source = source_texts; source->path; ++source) {
-    if (source->path == in.prelude) {
-      return source->text;
-    }
-  }
-  fail("kernel", "the library lacks the text ", std::string(in.prelude), ".");
+std::string numbered(const char* name, size_t i) {
+  return name + std::to_string(i);
 }
 
 } // namespace
 
-Language language_named(std::string_view name) {
-  for (auto& row : spellings) {
-    if (row.name == name) {
-      return static_cast<Language>(&row - spellings);
-    }
+Text cpp_text(const ElementwiseText& kernel) {
+  auto& in = spelling(Language::cpp);
+  Statements body(kernel.program, in, "    ");
+  auto loads = body.loads(kernel.in, [](size_t i) { return numbered("in", i) + "[i]"; });
+  std::string pointers;
+  std::string stores;
+  for (size_t i = 0; i < kernel.in.size(); ++i) {
+    auto type = "const " + type_name(kernel.in[i], in);
+    pointers += fill("  $0* in$1 = static_cast<$0*>(in[$1]);\n", {type, std::to_string(i)});
   }
-  fail("kernel", "language must be cpp but got ", std::string(name), ".");
+  for (size_t i = 0; i < kernel.out.size(); ++i) {
+    auto type = type_name(kernel.out[i], in);
+    pointers += fill("  $0* out$1 = static_cast<$0*>(out[$1]);\n", {type, std::to_string(i)});
+    stores += "    " + numbered("out", i) +
+        "[i] = " + body.stored(kernel.program.results[i], kernel.out[i]) + ";\n";
+  }
+  return {
+      prelude_text(in),
+      "\nextern \"C\" void zmlx_run(const void* const* in, void* const* out, int64_t n) {\n" +
+          pointers + "#pragma omp simd\n  for (int64_t i = 0; i < n; ++i) {\n" + loads +
+          body.text() + stores + "  }\n}\n"};
 }
 
-std::string elementwise_text(const ElementwiseText& kernel, Language language) {
-  auto& in = spelling(language);
-  std::string loads;
-  std::string stores;
-  std::string indent = "    ";
-  Statements body(kernel.program, in, indent);
-  for (size_t i = 0; i < kernel.in.size(); ++i) {
-    auto n = std::to_string(i);
-    bool used = false;
-    for (auto& step : kernel.program.steps) {
-      used = used || (step.kind == Kind::input && step.input == static_cast<int>(i));
-    }
-    if (used) {
-      auto type = type_name(kernel.in[i], in);
-      auto held = type_name(computing(kernel.in[i]), in);
-      loads +=
-          indent + "const " + held + " x" + n + " = " + fill(in.load, {"in" + n + "[i]"}) + ";\n";
-    }
-  }
-  for (size_t i = 0; i < kernel.out.size(); ++i) {
-    auto value = body.value(kernel.program.results[i], kernel.out[i]);
-    stores += indent + "out" + std::to_string(i) +
-        "[i] = " + fill(in.store, {value, type_name(kernel.out[i], in)}) + ";\n";
-  }
-  auto text = prelude(in);
+Text cuda_text(const ElementwiseText& kernel, const std::vector<Access>& access, int rank) {
+  auto& in = spelling(Language::cuda);
+  Statements body(kernel.program, in, "    ");
+  std::string parameters;
   std::string pointers;
-  auto pointer = [&](Dtype dtype, const std::string& side, size_t i) {
-    auto n = std::to_string(i);
-    auto type = (side == "in" ? "const " : "") + type_name(dtype, in);
-    pointers +=
-        "  " + type + "* " + side + n + " = static_cast<" + type + "*>(" + side + "[" + n + "]);\n";
-  };
+  std::string strides;
+  std::string axes;
+  std::string stores;
   for (size_t i = 0; i < kernel.in.size(); ++i) {
-    pointer(kernel.in[i], "in", i);
+    parameters += numbered("Pointer in", i) + ", ";
+    pointers += fill(
+        "  const $0* __restrict__ p$1 = in$1.as<const $0>();\n",
+        {type_name(kernel.in[i], in), std::to_string(i)});
+    for (int a = 0; access[i] == Access::strided && a < rank; ++a) {
+      strides += fill(", Extent s$0_$1", {std::to_string(i), std::to_string(a)});
+    }
   }
   for (size_t i = 0; i < kernel.out.size(); ++i) {
-    pointer(kernel.out[i], "out", i);
+    parameters += numbered("Pointer out", i) + ", ";
+    pointers += fill(
+        "  $0* __restrict__ q$1 = out$1.as<$0>();\n",
+        {type_name(kernel.out[i], in), std::to_string(i)});
+    stores += "    " + numbered("q", i) +
+        "[i] = " + body.stored(kernel.program.results[i], kernel.out[i]) + ";\n";
   }
-  return text +
-      "\nextern \"C\" void zmlx_run(const void* const* in, void* const* out, int64_t n) {\n" +
-      pointers + "#pragma omp simd\n  for (int64_t i = 0; i < n; ++i) {\n" + loads + body.text() +
-      stores + "  }\n}\n";
+  parameters += "Extent size";
+  for (int a = 1; a < rank; ++a) {
+    parameters += ", Extent e" + std::to_string(a);
+  }
+  // Where the element is along each axis, from the last one on.
+  std::string rest = "i";
+  for (int a = rank - 1; a >= 0 && !strides.empty(); --a) {
+    auto n = std::to_string(a);
+    if (a == 0) {
+      axes += fill("    const int64_t c0 = int64_t($0);\n", {rest});
+    } else {
+      axes += fill(
+          "    const Index d$0 = Index(e$0.get());\n    const int64_t c$0 = int64_t($1 % d$0);\n"
+          "    const Index r$0 = $1 / d$0;\n",
+          {n, rest});
+      rest = "r" + n;
+    }
+  }
+  auto loads = body.loads(kernel.in, [&](size_t i) {
+    auto pointer = numbered("p", i);
+    if (access[i] != Access::strided) {
+      return pointer + (access[i] == Access::constant ? "[0]" : "[i]");
+    }
+    std::string place;
+    for (int a = 0; a < rank; ++a) {
+      place +=
+          (a ? " + " : "") + fill("c$0 * s$1_$0.get()", {std::to_string(a), std::to_string(i)});
+    }
+    return pointer + "[" + place + "]";
+  });
+  return {
+      prelude_text(in),
+      "\ntemplate <typename Index>\n__global__ void __launch_bounds__(256) zmlx_run(" + parameters +
+          strides + ") {\n  wait_for_predecessor();\n  start_successor();\n" + pointers +
+          "  const Index n = Index(size.get());\n"
+          "  const Index step = Index(gridDim.x) * Index(blockDim.x);\n"
+          "#pragma unroll 4\n"
+          "  for (Index i = Index(blockIdx.x) * Index(blockDim.x) + threadIdx.x; i < n; i += step) "
+          "{\n" +
+          axes + loads + body.text() + stores + "  }\n}\n"};
+}
+
+Text metal_text(const ElementwiseText& kernel) {
+  auto& in = spelling(Language::metal);
+  Statements body(kernel.program, in, "");
+  auto loads = body.loads(kernel.in, [](size_t i) {
+    return fill("in$0[elem_to_loc(i, in$0_shape, in$0_strides, in$0_ndim)]", {std::to_string(i)});
+  });
+  std::string stores;
+  for (size_t i = 0; i < kernel.out.size(); ++i) {
+    stores += numbered("out", i) +
+        "[i] = " + body.stored(kernel.program.results[i], kernel.out[i]) + ";\n";
+  }
+  return {
+      prelude_text(in),
+      "const uint i = thread_position_in_grid.x;\n" + loads + body.text() + stores};
 }
 
 } // namespace zmlx::lang

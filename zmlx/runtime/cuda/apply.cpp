@@ -61,6 +61,9 @@ parameters(const Launch& launch, const Arrays& inputs, const Arrays& outputs, Ad
       case Argument::Kind::out_dim:
         list.pair(static_cast<uint64_t>(outputs[index].shape(a.axis)));
         break;
+      case Argument::Kind::extent:
+        list.pair(a.offset);
+        break;
       case Argument::Kind::i32:
         list.word(&a.integer);
         break;
@@ -83,7 +86,7 @@ void apply(
   auto& gpu = cuda::gpu(mlx_stream.device.index);
   auto stream = stream_of(mlx_stream);
   for (size_t i = 0; i < inputs.size(); ++i) {
-    if (!inputs[i].flags().row_contiguous && inputs[i].size() > 1) {
+    if (!kernel.strided && !inputs[i].flags().row_contiguous && inputs[i].size() > 1) {
       fail(
           op.name.c_str(),
           "input ",

@@ -5,8 +5,9 @@
 
 namespace zmlx::cuda {
 
-/// Gives `outputs` their memory and queues the op's launches among MLX's own. Inputs must be
-/// row-contiguous; throws std::invalid_argument when one is not.
+/// Gives `outputs` their memory and queues the op's launches among MLX's own. Inputs of
+/// a kernel that is not `strided` must be row-contiguous; throws std::invalid_argument when one is
+/// not.
 void apply(
     const Op& op,
     const Kernel& kernel,

@@ -15,7 +15,12 @@ namespace {
 constexpr int max_dynamic_shared_bytes = 8; // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 constexpr size_t shared_without_asking = 48 * 1024;
 
-using Key = std::pair<std::string, std::string>; // source, instantiation
+using Source = std::pair<std::string, std::string>; // file, and the text behind it
+using Key = std::pair<Source, std::string>; // with the instantiation
+
+Key key_of(const Launch& launch) {
+  return {{launch.source, launch.text}, launch.kernel};
+}
 
 struct Known {
   Function function = nullptr;
@@ -29,14 +34,14 @@ std::vector<Function> functions(const Gpu& gpu, const std::vector<const Launch*>
   static std::map<Context, std::map<Key, Known>> by_context;
   std::lock_guard lock(mutex);
   auto& known = by_context[gpu.context];
-  std::map<std::string, std::set<std::string>> missing;
+  std::map<Source, std::set<std::string>> missing;
   for (auto* launch : launches) {
-    if (!known.contains({launch->source, launch->kernel})) {
-      missing[launch->source].insert(launch->kernel);
+    if (!known.contains(key_of(*launch))) {
+      missing[{launch->source, launch->text}].insert(launch->kernel);
     }
   }
   struct Job {
-    std::string source;
+    Source source;
     std::vector<std::string> names;
     std::future<Binary> binary;
   };
@@ -46,7 +51,7 @@ std::vector<Function> functions(const Gpu& gpu, const std::vector<const Launch*>
   }
   for (auto& job : jobs) {
     job.binary = std::async(std::launch::async, [&job, architecture = gpu.device.architecture] {
-      return compile(job.source, job.names, architecture);
+      return compile(job.source.first, job.names, architecture, job.source.second);
     });
   }
   auto& d = *driver();
@@ -63,7 +68,7 @@ std::vector<Function> functions(const Gpu& gpu, const std::vector<const Launch*>
   }
   std::vector<Function> out;
   for (auto* launch : launches) {
-    auto& entry = known.at({launch->source, launch->kernel});
+    auto& entry = known.at(key_of(*launch));
     if (launch->shared > entry.shared) {
       d.check(
           d.function_set(

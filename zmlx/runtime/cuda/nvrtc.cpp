@@ -164,9 +164,12 @@ std::string nvrtc_version(std::string* why) {
   return std::to_string(major) + "." + std::to_string(minor);
 }
 
-Binary
-compile(std::string_view file, const std::vector<std::string>& instantiations, int architecture) {
-  auto text = source_text(file);
+Binary compile(
+    std::string_view file,
+    const std::vector<std::string>& instantiations,
+    int architecture,
+    std::string_view more) {
+  auto text = source_text(file).append(more);
   std::string why;
   auto version = nvrtc_version(&why);
   if (version.empty()) {

@@ -14,10 +14,14 @@ struct Binary {
   std::vector<std::string> names;
 };
 
-/// Compiles instantiations of the templates in a file of zmlx/kernel/cuda, or takes them from the
-/// cache on disk. Throws std::runtime_error with the compiler's log, or when there is no compiler.
-Binary
-compile(std::string_view file, const std::vector<std::string>& instantiations, int architecture);
+/// Compiles instantiations of the templates in a file of zmlx/kernel/cuda with `more` behind it, or
+/// takes them from the cache on disk. Throws std::runtime_error with the compiler's log, or when
+/// there is no compiler.
+Binary compile(
+    std::string_view file,
+    const std::vector<std::string>& instantiations,
+    int architecture,
+    std::string_view more = "");
 
 /// "13.5", or empty where there is no NVRTC; `why` then says so.
 std::string nvrtc_version(std::string* why = nullptr);
