@@ -1,6 +1,7 @@
 // python/src/authoring.cpp: text in, kernels out. Thin.
 #include "authoring.h"
 
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -10,6 +11,7 @@
 #include "zmlx/runtime/elementwise.h"
 #include "zmlx/runtime/error.h"
 #include "zmlx/runtime/jit.h"
+#include "zmlx/runtime/map_reduce.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -89,6 +91,42 @@ void bind_authoring(nb::module_& m) {
           },
           "language"_a,
           "dtypes"_a);
+  nb::class_<MapReduce>(m, "MapReduce")
+      .def(
+          "__init__",
+          [](MapReduce* self,
+             const std::string& name,
+             const Names& inputs,
+             const std::string& text,
+             const std::string& op,
+             const std::string& header) {
+            ElementwiseSpec spec{name, inputs};
+            spec.outputs = {lang::parse({text, inputs, name, "", header})};
+            new (self) MapReduce(std::move(spec), op);
+          },
+          "name"_a,
+          "inputs"_a,
+          "text"_a,
+          "op"_a,
+          "header"_a = "")
+      .def(
+          "__call__",
+          [](const MapReduce& self,
+             const std::vector<mx::array>& inputs,
+             const std::optional<std::vector<int>>& axes,
+             bool keepdims,
+             const std::vector<bool>& weak) { return self(inputs, axes, keepdims, weak); },
+          "inputs"_a,
+          "axes"_a,
+          "keepdims"_a,
+          "weak"_a)
+      .def("source", [](const MapReduce& self, const Names& dtypes) {
+        std::vector<Dtype> found;
+        for (auto& name : dtypes) {
+          found.push_back(dtype_named(name));
+        }
+        return self.source(found);
+      });
 }
 
 } // namespace zmlx

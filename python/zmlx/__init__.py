@@ -37,6 +37,8 @@ if _ext.mlx_version != mx.__version__:
 _PARTS = ("autograd", "bench", "elementwise", "ops", "patch", "presets")
 _FUNCTIONS = {
     "compile": "zmlx.functions",
+    "map_reduce": "zmlx.reductions",
+    "reduce": "zmlx.reductions",
     "rewrite": "zmlx.functions",
     "smart_patch": "zmlx.smart",
 }

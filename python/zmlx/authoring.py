@@ -19,7 +19,27 @@ def dtype_name(dtype: mx.Dtype | str | None) -> str:
     return "" if dtype is None else str(dtype).rsplit(".", 1)[-1]
 
 
-class Kernel:
+class Function:
+    """What is called with arrays and numbers."""
+
+    def __init__(self, name: str, inputs: Sequence[str]):
+        self.name = name
+        self.__name__ = name
+        self.__signature__ = inspect.Signature(
+            [inspect.Parameter(n, inspect.Parameter.POSITIONAL_ONLY) for n in inputs]
+        )
+
+    def _arguments(self, inputs: Sequence[mx.array | Number]) -> tuple[list[mx.array], list[bool]]:
+        """Arrays, and which of them were numbers."""
+        arrays = [x if isinstance(x, mx.array) else _number(self.name, x) for x in inputs]
+        return arrays, [not isinstance(x, mx.array) for x in inputs]
+
+    def _dtype_names(self, dtypes: Sequence[mx.Dtype] | None) -> list[str]:
+        count = len(self.__signature__.parameters)
+        return [dtype_name(d) for d in dtypes or [mx.float32] * count]
+
+
+class Kernel(Function):
     """A function of arrays, compiled once for each set of dtypes.
 
     Inputs broadcast and may have any strides. Numbers among them are passed at run time and do
@@ -28,26 +48,17 @@ class Kernel:
     """
 
     def __init__(self, kernel: _ext.Elementwise, name: str, inputs: Sequence[str], outputs: int):
+        super().__init__(name, inputs)
         self._kernel = kernel
         self._outputs = outputs
-        self.name = name
-        self.__name__ = name
-        self.__signature__ = inspect.Signature(
-            [inspect.Parameter(n, inspect.Parameter.POSITIONAL_ONLY) for n in inputs]
-        )
 
     def __call__(self, *inputs: mx.array | Number) -> mx.array | list[mx.array]:
-        arrays = [x if isinstance(x, mx.array) else _number(self.name, x) for x in inputs]
-        weak = [not isinstance(x, mx.array) for x in inputs]
-        outputs = self._kernel(arrays, weak)
+        outputs = self._kernel(*self._arguments(inputs))
         return outputs[0] if self._outputs == 1 else outputs
 
     def source(self, language: str = "cpp", dtypes: Sequence[mx.Dtype] | None = None) -> str:
-        """The text that is compiled for inputs of these dtypes, by default float32."""
-        count = len(self.__signature__.parameters)
-        return self._kernel.source(
-            language, [dtype_name(d) for d in dtypes or [mx.float32] * count]
-        )
+        """The text in "cpp", "cuda" or "metal" for inputs of these dtypes, by default float32."""
+        return self._kernel.source(language, self._dtype_names(dtypes))
 
 
 def _number(name: str, value: Number) -> mx.array:

@@ -169,7 +169,7 @@ def test_an_op_alone_runs_among_mlxs_own() -> None:
     assert distance((out * 2).astype(mx.float32), 2 * expected) < TOLERANCE["bfloat16"]
 
 
-@pytest.mark.parametrize("dtype", (mx.float32, mx.float16, mx.bfloat16, mx.int32), ids=str)
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16, mx.int32], ids=str)
 def test_expressions_run_as_kernels_on_strided_and_broadcast_arrays(dtype: mx.Dtype) -> None:
     f = zmlx.elementwise("a * sigmoid(b) + c", inputs=("a", "b", "c"))
     a = mx.random.normal((37, 5, 65), key=mx.random.key(0)) * 3
