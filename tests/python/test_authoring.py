@@ -181,6 +181,27 @@ def test_a_given_gradient_of_two_inputs():
     assert close(got[1], 2 * a.sum(0))
 
 
+def test_given_gradients_of_three_inputs():
+    f = autograd.nary_from_expr(
+        name="axpy",
+        fwd_expr="a * x + b",
+        input_names=["a", "x", "b"],
+        vjp_exprs=["t * x", "t * a", "5 * t"],
+        vjp_prelude="float t = 2 * g;",
+    )
+    a, x, b = normal(3, 1), normal(3, 4, seed=1), normal(4, seed=2)
+    assert close(f(a, x, b), a * x + b)
+    got = mx.grad(lambda *v: f(*v).sum(), argnums=(0, 1, 2))(a, x, b)
+    assert close(got[0], 2 * x.sum(1, keepdims=True))
+    assert close(got[1], mx.broadcast_to(2 * a, (3, 4)))
+    assert close(got[2], mx.full((4,), 30.0))
+    message = r"\[f\] vjp_exprs must have one gradient for each of 2 inputs but got 1"
+    with pytest.raises(ValueError, match=message):
+        autograd.nary_from_expr(name="f", fwd_expr="a", input_names="ab", vjp_exprs=["g"])
+    with pytest.raises(ValueError, match=r"\[f\] 'g' has a meaning in gradients"):
+        autograd.nary_from_expr(name="f", fwd_expr="g", input_names="g", vjp_exprs=["g"])
+
+
 def test_jvp_vmap_and_compile():
     f = zmlx.elementwise("a * sin(b)", inputs=("a", "b"))
 
