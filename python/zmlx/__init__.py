@@ -37,6 +37,7 @@ if _ext.mlx_version != mx.__version__:
 _PARTS = ("autograd", "bench", "elementwise", "ops", "patch", "presets")
 _FUNCTIONS = {
     "compile": "zmlx.functions",
+    "jit": "zmlx.just_in_time",
     "map_reduce": "zmlx.reductions",
     "reduce": "zmlx.reductions",
     "rewrite": "zmlx.functions",
