@@ -202,7 +202,7 @@ cuda_kernel(const Types& in, const Types& out, const Attrs& attrs, const cuda::D
     }
   }
   cuda::Kernel kernel;
-  cuda::push_linear(kernel.launches, linear, device);
+  cuda::push_linear(kernel, linear, device);
   return kernel;
 }
 

@@ -198,9 +198,9 @@ cuda_kernel(const Types& in, const Types& out, const Attrs& attrs, const cuda::D
   second.exact = op.exact;
   second.outputs = {cuda::linear_output(format, at(2), cuda::out(0), out[0].shape[-1])};
   cuda::Kernel kernel;
-  cuda::push_linear(kernel.launches, first, device);
-  cuda::push_linear(kernel.launches, second, device);
   kernel.scratch = static_cast<size_t>(x.rows() * inner) * size_of(in[0].dtype);
+  cuda::push_linear(kernel, first, device);
+  cuda::push_linear(kernel, second, device);
   return kernel;
 }
 

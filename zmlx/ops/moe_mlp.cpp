@@ -409,12 +409,10 @@ cuda_kernel(const Types& in, const Types& out, const Attrs& attrs, const cuda::D
       at(2),
       op.residual,
       cuda::in(static_cast<int>(in.size()) - 1),
-      cuda::scratch(),
       cuda::out(0),
       op.exact};
   cuda::Kernel kernel;
-  cuda::push_moe(kernel.launches, moe, device);
-  kernel.scratch = static_cast<size_t>(pairs * moe.inner) * size_of(in[0].dtype);
+  cuda::push_moe(kernel, moe, device);
   return kernel;
 }
 

@@ -315,9 +315,9 @@ cuda_kernel(const Types& in, const Types&, const Attrs& attrs, const cuda::Devic
       op.normalize,
       op.exact};
   cuda::Kernel kernel;
-  cuda::push_linear(kernel.launches, linear, device);
-  cuda::push_choice(kernel.launches, choice);
   kernel.scratch = static_cast<size_t>(x.rows() * experts) * size_of(in[0].dtype);
+  cuda::push_linear(kernel, linear, device);
+  cuda::push_choice(kernel.launches, choice);
   return kernel;
 }
 

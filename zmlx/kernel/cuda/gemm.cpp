@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <string>
 
+#include "zmlx/kernel/cuda/dot.h"
+
 namespace zmlx::cuda {
 namespace {
 
@@ -15,19 +17,11 @@ constexpr int64_t depth = 64;
 constexpr int64_t plain_size = 64;
 constexpr size_t tile_row_bytes = depth * 2;
 
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
-std::string type_name(Dtype dtype) {
-  return dtype == Dtype::bf16 ? "bf16" : dtype == Dtype::f16 ? "f16" : "float";
-}
-
 std::string weight_name(Dtype dtype, const cpu::WeightFormat& format) {
   if (!format.bits) {
-    return "DenseRuns<" + type_name(dtype) + ">";
+    return "DenseRuns<" + text_of(dtype) + ">";
   }
-  return "CodeRuns<" + type_name(dtype) + ", " + std::to_string(format.bits) + ", " +
+  return "CodeRuns<" + text_of(dtype) + ", " + std::to_string(format.bits) + ", " +
       std::to_string(format.group_size) + ", " + std::to_string(static_cast<int>(format.mode)) +
       ">";
 }
@@ -109,7 +103,7 @@ void append(
   const int64_t height = p.height();
   const std::string shape =
       std::string(p.gated ? "true" : "false") + (p.grouped ? ", true" : ", false");
-  const std::string types = type_name(p.dtype) + ", " + weight_name(p.dtype, p.format) + ", ";
+  const std::string types = text_of(p.dtype) + ", " + weight_name(p.dtype, p.format) + ", ";
   const int64_t blocks =
       p.row_tiles(height) * p.column_tiles(p.tensor_cores() ? tile_width : plain_size);
   // An argument that is not there is never read; x stands in for it.
@@ -142,7 +136,7 @@ void append(
   if (parts > 1) {
     kernel.launches.push_back(
         {"gemm.cuh",
-         "gemm_combine<" + type_name(p.dtype) + ">",
+         "gemm_combine<" + text_of(p.dtype) + ">",
          {static_cast<uint32_t>(ceil_div(p.rows * p.n, threads)), 1, 1},
          {threads, 1, 1},
          0,

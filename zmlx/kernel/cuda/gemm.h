@@ -28,10 +28,10 @@ struct GemmTask {
   int64_t k;
   Argument x;
   GemmWeight weight;
-  std::optional<GemmWeight> up;
-  std::optional<Argument> bias;
-  std::optional<Argument> residual;
-  Argument y;
+  std::optional<GemmWeight> up{};
+  std::optional<Argument> bias{};
+  std::optional<Argument> residual{};
+  Argument y{};
 };
 
 /// The same for pairs of a token and one of its experts, sorted by expert: row i of y is row
@@ -49,7 +49,7 @@ struct GroupedGemmTask {
   std::optional<Argument> order; // int32 [pairs]
   Argument offsets; // int32 [experts + 1]
   GemmWeight weight; // [experts, n, k]
-  std::optional<GemmWeight> up;
+  std::optional<GemmWeight> up{};
   Argument y; // [pairs, n]
 };
 

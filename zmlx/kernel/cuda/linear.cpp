@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "zmlx/kernel/cuda/dot.h"
+#include "zmlx/kernel/cuda/gemm.h"
 
 namespace zmlx::cuda {
 
@@ -80,6 +81,46 @@ Launch any_launch(const Linear& linear, size_t i) {
   return launch;
 }
 
+GemmWeight gemm_weight(const LinearOutput& output) {
+  return {output.codes, output.scales, output.biases};
+}
+
+void push_prompt(Kernel& kernel, const Linear& linear, const Device& device) {
+  Argument x = linear.x;
+  if (linear.has_norm) {
+    if (linear.has_normal) {
+      x = linear.normal;
+    } else {
+      x = scratch((kernel.scratch + 255) / 256 * 256);
+      kernel.scratch =
+          x.offset + static_cast<size_t>(linear.rows * linear.k) * size_of(linear.dtype);
+    }
+    Launch norm;
+    norm.source = "rows.cuh";
+    norm.kernel = "rms_norm<" + text_of(linear.dtype) + ">";
+    norm.grid[0] = static_cast<uint32_t>(linear.rows);
+    norm.block[0] = 256;
+    norm.arguments = {linear.x, linear.norm, x, f32(linear.eps), i32(linear.k)};
+    kernel.launches.push_back(std::move(norm));
+  }
+  for (size_t i = 0; i < (linear.pair ? 1 : linear.outputs.size()); ++i) {
+    auto& output = linear.outputs[i];
+    GemmTask task{
+        linear.dtype, linear.format, linear.rows, output.n, linear.k, x, gemm_weight(output)};
+    if (linear.pair) {
+      task.up = gemm_weight(linear.outputs[1]);
+    }
+    if (linear.has_bias) {
+      task.bias = output.bias;
+    }
+    if (linear.has_residual) {
+      task.residual = linear.residual;
+    }
+    task.y = output.out;
+    append_gemm(kernel, task, device);
+  }
+}
+
 } // namespace
 
 LinearOutput linear_output(WeightFormat format, int at, Argument out, int64_t n) {
@@ -88,19 +129,22 @@ LinearOutput linear_output(WeightFormat format, int at, Argument out, int64_t n)
   return {arrays[0], arrays[1], arrays[2], arrays[0], out, n};
 }
 
-void push_linear(std::vector<Launch>& launches, const Linear& linear, const Device& device) {
+void push_linear(Kernel& kernel, const Linear& linear, const Device& device) {
+  if (linear.rows > few_rows && gemm_supports(linear.dtype, linear.format, linear.k)) {
+    return push_prompt(kernel, linear, device);
+  }
   const int64_t parts = (linear.pair ? 4 : 2) * warps;
   auto fits = [&](const Dot& dot) {
     return dot.shared(dot.rows, linear.k, parts) <= device.shared_bytes;
   };
-  Dot dot{linear.format, 16};
+  Dot dot{linear.format, few_rows};
   while (dot.rows > 1 && (dot.rows / 2 >= linear.rows || !fits(dot))) {
     dot.rows /= 2;
   }
   const bool on_tensor_cores = dot.takes(linear.dtype, linear.k) && fits(dot);
   const auto step = static_cast<size_t>(linear.pair ? 2 : on_tensor_cores ? outputs_a_launch : 1);
   for (size_t i = 0; i < linear.outputs.size(); i += step) {
-    launches.push_back(
+    kernel.launches.push_back(
         on_tensor_cores ? tensor_core_launch(linear, i, dot, device) : any_launch(linear, i));
   }
 }

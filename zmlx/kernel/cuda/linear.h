@@ -41,7 +41,11 @@ struct Linear {
 /// The weight whose arrays begin at input `at`.
 LinearOutput linear_output(WeightFormat format, int at, Argument out, int64_t n);
 
-/// Appends the launches for a few rows (and for any number where there is nothing faster).
-void push_linear(std::vector<Launch>& launches, const Linear& linear, const Device& device);
+/// The most rows that are worth reading the weights' codes as they are; more are a prompt.
+inline constexpr int64_t few_rows = 16;
+
+/// Appends the launches, and what scratch they need to what `kernel` has. Prompts do not round
+/// between additions.
+void push_linear(Kernel& kernel, const Linear& linear, const Device& device);
 
 } // namespace zmlx::cuda

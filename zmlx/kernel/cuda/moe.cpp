@@ -4,6 +4,7 @@
 #include <bit>
 
 #include "zmlx/kernel/cuda/dot.h"
+#include "zmlx/kernel/cuda/gemm.h"
 
 namespace zmlx::cuda {
 
@@ -17,6 +18,137 @@ int flags_of(const Moe& moe) {
 
 std::string instance(const char* kernel, const Moe& moe) {
   return std::string(kernel) + "<" + text_of(moe.dtype) + ", " + text_of(moe.format) + ">";
+}
+
+/// Memory after what the kernel has.
+Argument add_scratch(Kernel& kernel, size_t bytes) {
+  const size_t at = (kernel.scratch + 255) / 256 * 256;
+  kernel.scratch = at + bytes;
+  return scratch(at);
+}
+
+void push_few(Kernel& kernel, const Moe& moe, const Device& device) {
+  const Argument hidden = add_scratch(
+      kernel, static_cast<size_t>(moe.tokens * moe.chosen * moe.inner) * size_of(moe.dtype));
+  const Dot dot{moe.format};
+  const size_t first_shared = dot.shared(1, moe.width, 2 * warps);
+  const size_t second_shared = dot.shared(moe.chosen, moe.inner, moe.chosen);
+  const bool on_tensor_cores = dot.takes(moe.dtype, moe.width) && dot.takes(moe.dtype, moe.inner) &&
+      first_shared <= device.shared_bytes && second_shared <= device.shared_bytes;
+  const int64_t tile = on_tensor_cores ? 16 : 8; // elements a block makes
+
+  Launch first;
+  first.source = "moe.cuh";
+  first.kernel = instance(on_tensor_cores ? "moe_gate_up" : "moe_gate_up_any", moe);
+  first.grid = {
+      static_cast<uint32_t>(moe.tokens * moe.chosen),
+      static_cast<uint32_t>(ceil_div(moe.inner, tile)),
+      1};
+  first.block[0] = 32 * warps;
+  first.shared = on_tensor_cores ? first_shared : 0;
+  first.arguments = {moe.x, moe.indices};
+  push_weight(first.arguments, moe.format, moe.gate);
+  push_weight(first.arguments, moe.format, moe.up);
+  first.arguments.insert(
+      first.arguments.end(),
+      {hidden,
+       i32(moe.width),
+       i32(moe.inner),
+       i32(moe.chosen),
+       i32(moe.experts),
+       i32(flags_of(moe))});
+
+  Launch second;
+  second.source = "moe.cuh";
+  second.kernel = instance(on_tensor_cores ? "moe_down" : "moe_down_any", moe);
+  second.grid = {
+      static_cast<uint32_t>(moe.tokens), static_cast<uint32_t>(ceil_div(moe.out_width, tile)), 1};
+  second.block[0] = 32 * warps;
+  second.shared = on_tensor_cores ? second_shared : 0;
+  second.arguments = {hidden, moe.indices, moe.weights};
+  push_weight(second.arguments, moe.format, moe.down);
+  second.arguments.insert(
+      second.arguments.end(),
+      {moe.has_residual ? moe.residual : hidden,
+       moe.out,
+       i32(moe.inner),
+       i32(moe.out_width),
+       i32(moe.chosen),
+       i32(moe.experts),
+       i32(flags_of(moe))});
+  kernel.launches.push_back(std::move(first));
+  kernel.launches.push_back(std::move(second));
+}
+
+GemmWeight gemm_weight(WeightFormat format, int at) {
+  std::vector<Argument> arrays;
+  push_weight(arrays, format, at);
+  return {arrays[0], arrays[1], arrays[2]};
+}
+
+/// Pairs sorted by expert, so that each expert's are rows of one product; then each token's rows
+/// are brought together.
+void push_prompt(Kernel& kernel, const Moe& moe, const Device& device) {
+  const int64_t pairs = moe.tokens * moe.chosen;
+  const size_t size = size_of(moe.dtype);
+  const auto indices = static_cast<size_t>(pairs) * sizeof(int32_t);
+  const Argument offsets =
+      add_scratch(kernel, static_cast<size_t>(moe.experts + 1) * sizeof(int32_t));
+  const Argument order = add_scratch(kernel, indices);
+  const Argument place = add_scratch(kernel, indices);
+  const Argument hidden = add_scratch(kernel, static_cast<size_t>(pairs * moe.inner) * size);
+  const Argument y = add_scratch(kernel, static_cast<size_t>(pairs * moe.out_width) * size);
+
+  Launch sort;
+  sort.source = "moe_prompt.cuh";
+  sort.kernel = "sort_pairs";
+  sort.block[0] = 1024;
+  sort.shared = static_cast<size_t>(moe.experts) * sizeof(int32_t);
+  sort.arguments = {moe.indices, offsets, order, place, i32(pairs), i32(moe.experts)};
+  kernel.launches.push_back(std::move(sort));
+
+  GroupedGemmTask task{
+      moe.dtype,
+      moe.format,
+      pairs,
+      moe.experts,
+      moe.chosen,
+      moe.inner,
+      moe.width,
+      moe.x,
+      order,
+      offsets,
+      gemm_weight(moe.format, moe.gate),
+      gemm_weight(moe.format, moe.up),
+      hidden};
+  append_grouped_gemm(kernel, task, device);
+  task.n = moe.out_width;
+  task.k = moe.inner;
+  task.x = hidden;
+  task.order.reset();
+  task.weight = gemm_weight(moe.format, moe.down);
+  task.up.reset();
+  task.y = y;
+  append_grouped_gemm(kernel, task, device);
+
+  Launch combine;
+  combine.source = "moe_prompt.cuh";
+  combine.kernel = "combine_pairs<" + text_of(moe.dtype) + ">";
+  combine.grid = {
+      static_cast<uint32_t>(moe.tokens), static_cast<uint32_t>(ceil_div(moe.out_width, 256)), 1};
+  combine.block[0] = 256;
+  combine.arguments = {
+      y,
+      place,
+      moe.indices,
+      moe.weights,
+      moe.has_residual ? moe.residual : y,
+      moe.out,
+      i32(moe.out_width),
+      i32(moe.chosen),
+      i32(moe.experts),
+      i32(moe.has_residual)};
+  kernel.launches.push_back(std::move(combine));
 }
 
 } // namespace
@@ -40,55 +172,11 @@ void push_choice(std::vector<Launch>& launches, const Choice& choice) {
   launches.push_back(std::move(launch));
 }
 
-void push_moe(std::vector<Launch>& launches, const Moe& moe, const Device& device) {
-  const Dot dot{moe.format};
-  const size_t first_shared = dot.shared(1, moe.width, 2 * warps);
-  const size_t second_shared = dot.shared(moe.chosen, moe.inner, moe.chosen);
-  const bool on_tensor_cores = dot.takes(moe.dtype, moe.width) && dot.takes(moe.dtype, moe.inner) &&
-      first_shared <= device.shared_bytes && second_shared <= device.shared_bytes;
-  const int64_t tile = on_tensor_cores ? 16 : 8; // elements a block makes
-
-  Launch first;
-  first.source = "moe.cuh";
-  first.kernel = instance(on_tensor_cores ? "moe_gate_up" : "moe_gate_up_any", moe);
-  first.grid = {
-      static_cast<uint32_t>(moe.tokens * moe.chosen),
-      static_cast<uint32_t>(ceil_div(moe.inner, tile)),
-      1};
-  first.block[0] = 32 * warps;
-  first.shared = on_tensor_cores ? first_shared : 0;
-  first.arguments = {moe.x, moe.indices};
-  push_weight(first.arguments, moe.format, moe.gate);
-  push_weight(first.arguments, moe.format, moe.up);
-  first.arguments.insert(
-      first.arguments.end(),
-      {moe.hidden,
-       i32(moe.width),
-       i32(moe.inner),
-       i32(moe.chosen),
-       i32(moe.experts),
-       i32(flags_of(moe))});
-
-  Launch second;
-  second.source = "moe.cuh";
-  second.kernel = instance(on_tensor_cores ? "moe_down" : "moe_down_any", moe);
-  second.grid = {
-      static_cast<uint32_t>(moe.tokens), static_cast<uint32_t>(ceil_div(moe.out_width, tile)), 1};
-  second.block[0] = 32 * warps;
-  second.shared = on_tensor_cores ? second_shared : 0;
-  second.arguments = {moe.hidden, moe.indices, moe.weights};
-  push_weight(second.arguments, moe.format, moe.down);
-  second.arguments.insert(
-      second.arguments.end(),
-      {moe.has_residual ? moe.residual : moe.hidden,
-       moe.out,
-       i32(moe.inner),
-       i32(moe.out_width),
-       i32(moe.chosen),
-       i32(moe.experts),
-       i32(flags_of(moe))});
-  launches.push_back(std::move(first));
-  launches.push_back(std::move(second));
+void push_moe(Kernel& kernel, const Moe& moe, const Device& device) {
+  const bool is_prompt = moe.tokens > few_rows && moe.experts <= Choice::max_experts &&
+      gemm_supports(moe.dtype, moe.format, moe.width) &&
+      gemm_supports(moe.dtype, moe.format, moe.inner);
+  is_prompt ? push_prompt(kernel, moe, device) : push_few(kernel, moe, device);
 }
 
 } // namespace zmlx::cuda

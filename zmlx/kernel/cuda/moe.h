@@ -38,10 +38,11 @@ struct Moe {
   int down;
   bool has_residual = false;
   Argument residual{};
-  Argument hidden; // scratch [tokens * chosen, inner]
   Argument out;
   bool exact = false;
 };
-void push_moe(std::vector<Launch>& launches, const Moe& moe, const Device& device);
+/// Appends the launches, and what scratch they need to what `kernel` has. Prompts do not round
+/// between steps.
+void push_moe(Kernel& kernel, const Moe& moe, const Device& device);
 
 } // namespace zmlx::cuda
