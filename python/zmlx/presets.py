@@ -297,6 +297,54 @@ def _publish(scratch: Path, target: Path, settings: Settings) -> None:
             raise
 
 
+def draw(settings: Settings) -> tuple[Any, Any, dict[str, Any]]:
+    """The model itself, its tokenizer and its config, with values drawn on MLX's default device.
+
+    For models too large to write and read: nothing reaches the disk but a tokenizer. The values
+    have the statistics of a written preset's, not its bits.
+    """
+    from mlx_lm.utils import _get_classes, load_tokenizer, quantize_model
+
+    settings.check()
+    tensors, config = _tensors(settings)
+    model_class, args_class = _get_classes(config)
+    model = model_class(args_class.from_dict(config))
+    model.set_dtype(DTYPES[settings.dtype])
+    if settings.bits is not None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            model, _ = quantize_model(model, config, settings.group_size, settings.bits)
+    for number, tensor in enumerate(tensors):
+        value = _draw_on_device(tensor, settings, number)
+        mx.eval(value)
+        model.load_weights([(tensor.name, value)], strict=False)
+    model.eval()
+    with tempfile.TemporaryDirectory() as folder:
+        _write_json(Path(folder) / "config.json", config)
+        _write_tokenizer(Path(folder), config)
+        tokenizer = load_tokenizer(Path(folder))
+    return model, tokenizer, config
+
+
+def _draw_on_device(tensor: _Tensor, settings: Settings, number: int) -> mx.array:
+    """Like `_draw`, from MLX's own generator. Scales are all alike, so that biases follow."""
+    key = mx.random.key(settings.seed * 1_000_003 + number)
+    if tensor.kind == "codes":
+        halves = [
+            mx.random.randint(0, 1 << 16, tensor.shape, mx.uint32, key=half)
+            for half in mx.random.split(key)
+        ]
+        return halves[0] | (halves[1] << 16)
+    dtype = DTYPES[settings.dtype]
+    if tensor.kind in ("scales", "biases"):
+        levels = 2**tensor.bits
+        step = mx.array(tensor.std / np.sqrt((levels**2 - 1) / 12)).astype(mx.bfloat16)
+        level = 1.0 if tensor.kind == "scales" else -(levels - 1) / 2
+        return mx.full(tensor.shape, (step.astype(mx.float32) * level).astype(dtype))
+    drawn = mx.random.normal(tensor.shape, key=key)
+    drawn = 1 + 0.1 * drawn if tensor.kind == "norm" else drawn * tensor.std
+    return drawn.astype(dtype)
+
+
 @dataclass(frozen=True)
 class _Tensor:
     """One tensor to write: its name in the file and what its values should be."""
