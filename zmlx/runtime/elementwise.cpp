@@ -20,7 +20,7 @@
 #include "zmlx/kernel/lang/print.h"
 #include "zmlx/runtime/cuda/apply.h"
 #include "zmlx/runtime/cuda/mlx_stream.h"
-#include "zmlx/runtime/elementwise_gpu.h"
+#include "zmlx/runtime/elementwise_state.h"
 #include "zmlx/runtime/error.h"
 #include "zmlx/runtime/expression_graph.h"
 #include "zmlx/runtime/gather.h"
@@ -30,50 +30,6 @@
 namespace zmlx {
 
 using Arrays = std::vector<mx::array>;
-
-using Run = void (*)(const void* const*, void* const*, int64_t);
-
-static std::string together(const lang::Text& text) {
-  return text.prelude + text.kernel;
-}
-
-/// A kernel for given dtypes.
-struct Specialised {
-  lang::Program program;
-  std::vector<Dtype> in;
-  std::vector<Dtype> out;
-  std::once_flag once{};
-  std::shared_ptr<const jit::Library> library{};
-  Run run = nullptr;
-  CudaTexts cuda_texts{};
-
-  lang::ElementwiseText text() const {
-    return {program, in, out};
-  }
-  void compile() {
-    std::call_once(once, [this] {
-      auto made = lang::cpp_text(text());
-      library = jit::compile(together(made));
-      run = reinterpret_cast<Run>(library->symbol("zmlx_run"));
-    });
-  }
-};
-
-struct Elementwise::State {
-  explicit State(ElementwiseSpec s) : spec(std::move(s)) {}
-
-  /// Everything that depends on dtypes alone, made once.
-  Specialised& specialise(const std::vector<lang::Typed>& types);
-  /// The kernel of the gradients of the arguments `argnums`.
-  Elementwise gradient(const std::vector<int>& argnums);
-
-  const ElementwiseSpec spec;
-
- private:
-  std::mutex mutex_;
-  std::map<std::vector<std::pair<Dtype, bool>>, std::unique_ptr<Specialised>> specialised_;
-  std::map<std::vector<int>, Elementwise> gradients_;
-};
 
 namespace {
 
@@ -343,75 +299,6 @@ Arrays Authored::call(const Arrays& inputs) {
 
 } // namespace
 
-Specialised& Elementwise::State::specialise(const std::vector<lang::Typed>& types) {
-  std::vector<std::pair<Dtype, bool>> key;
-  for (auto& type : types) {
-    key.emplace_back(type.dtype, type.weak);
-  }
-  std::lock_guard lock(mutex_);
-  auto& made = specialised_[key];
-  if (!made) {
-    auto as = types;
-    if (spec.compute) {
-      for (auto& type : as) {
-        type.dtype = *spec.compute;
-      }
-    }
-    auto kernel = std::make_unique<Specialised>();
-    kernel->program = lang::lower(spec.outputs, spec.inputs, as);
-    // Without the conversion: what the results are stored as.
-    auto stored = lang::lower(spec.outputs, spec.inputs, types);
-    for (size_t i = 0; i < spec.outputs.size(); ++i) {
-      auto step = static_cast<size_t>(kernel->program.results[i]);
-      auto dtype = kernel->program.steps[step].type.dtype;
-      auto plain = stored.steps[static_cast<size_t>(stored.results[i])].type.dtype;
-      if (spec.compute && is_floating(plain)) {
-        dtype = plain;
-      } else if (!spec.compute) {
-        dtype = plain;
-      }
-      if (i < spec.like.size() && spec.like[i] >= 0) {
-        dtype = types[static_cast<size_t>(spec.like[i])].dtype;
-      }
-      kernel->out.push_back(dtype);
-    }
-    for (auto& type : types) {
-      kernel->in.push_back(type.dtype);
-    }
-    made = std::move(kernel);
-  }
-  return *made;
-}
-
-Elementwise Elementwise::State::gradient(const std::vector<int>& argnums) {
-  std::lock_guard lock(mutex_);
-  auto it = gradients_.find(argnums);
-  if (it == gradients_.end()) {
-    ElementwiseSpec made{spec.name + "_gradient", spec.inputs, {}, spec.compute};
-    std::vector<std::string> wanted;
-    for (int i : argnums) {
-      wanted.push_back(spec.inputs[static_cast<size_t>(i)]);
-      made.like.push_back(i);
-    }
-    if (spec.gradients.empty()) {
-      std::vector<lang::Expr> cotangents;
-      for (size_t i = 0; i < spec.outputs.size(); ++i) {
-        // Gradients nest, so the kernel's own name is part of it.
-        made.inputs.push_back(spec.name + "_cotangent_" + std::to_string(i));
-        cotangents.push_back(lang::input(made.inputs.back()));
-      }
-      made.outputs = lang::gradients(spec.outputs, cotangents, wanted);
-    } else {
-      made.inputs.insert(made.inputs.end(), {"g", "y"});
-      for (int i : argnums) {
-        made.outputs.push_back(spec.gradients[static_cast<size_t>(i)]);
-      }
-    }
-    it = gradients_.emplace(argnums, Elementwise(std::move(made))).first;
-  }
-  return it->second;
-}
-
 Elementwise::Elementwise(ElementwiseSpec spec) : state_(std::make_shared<State>(std::move(spec))) {}
 
 Arrays Elementwise::operator()(
@@ -435,6 +322,10 @@ Arrays Elementwise::operator()(
     }
   }
   return build(state_, inputs, weak, s);
+}
+
+static std::string together(const lang::Text& text) {
+  return text.prelude + text.kernel;
 }
 
 std::string Elementwise::source(const std::string& language, const std::vector<Dtype>& dtypes)

@@ -1,5 +1,6 @@
-// zmlx/kernel/lang/math.h: what generated kernels call in every language: branch-free functions that compilers
-// vectorise. Its text goes into each kernel's source, behind the language's own (math_cpp.h, ...).
+// zmlx/kernel/lang/math.h: what generated kernels call in every language: branch-free functions
+// that compilers vectorise. Its text goes into each kernel's source, behind the language's own
+// (math_cpp.h, ...).
 
 template <typename T>
 ZMLX_INLINE T maximum(T a, T b) {

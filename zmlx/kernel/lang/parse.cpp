@@ -2,62 +2,14 @@
 #include "zmlx/kernel/lang/parse.h"
 
 #include <algorithm>
-#include <charconv>
-#include <cmath>
-#include <limits>
 #include <map>
 #include <mutex>
 
+#include "zmlx/kernel/lang/scan.h"
 #include "zmlx/runtime/error.h"
 
 namespace zmlx::lang {
 namespace {
-
-constexpr double pi = 3.14159265358979323846;
-
-struct NamedConstant {
-  std::string_view name;
-  double value;
-};
-const NamedConstant named_constants[] = {
-    {"inf", INFINITY},
-    {"INFINITY", INFINITY},
-    {"nan", NAN},
-    {"NAN", NAN},
-    {"pi", pi},
-    {"M_PI", pi},
-    {"M_PI_F", pi},
-    {"FLT_MAX", std::numeric_limits<float>::max()},
-    {"FLT_EPSILON", std::numeric_limits<float>::epsilon()},
-};
-
-struct NamedType {
-  std::string_view name;
-  Dtype dtype;
-};
-constexpr NamedType named_types[] = {
-    {"bool", Dtype::boolean},  {"float", Dtype::f32},       {"float32", Dtype::f32},
-    {"half", Dtype::f16},      {"float16", Dtype::f16},     {"bfloat", Dtype::bf16},
-    {"bfloat16", Dtype::bf16}, {"bfloat16_t", Dtype::bf16}, {"int", Dtype::i32},
-    {"int8_t", Dtype::i8},     {"int8", Dtype::i8},         {"int16_t", Dtype::i16},
-    {"int16", Dtype::i16},     {"int32_t", Dtype::i32},     {"int32", Dtype::i32},
-    {"int64_t", Dtype::i64},   {"int64", Dtype::i64},       {"long", Dtype::i64},
-    {"uint", Dtype::u32},      {"uint8_t", Dtype::u8},      {"uint8", Dtype::u8},
-    {"uint16_t", Dtype::u16},  {"uint16", Dtype::u16},      {"uint32_t", Dtype::u32},
-    {"uint32", Dtype::u32},    {"uint64_t", Dtype::u64},    {"uint64", Dtype::u64},
-};
-
-const NamedType* find_type(std::string_view name) {
-  auto* end = std::end(named_types);
-  auto* it = std::find_if(
-      std::begin(named_types), end, [&](const NamedType& row) { return row.name == name; });
-  return it == end ? nullptr : it;
-}
-
-/// The names of upstream's template parameters and `auto`: the computing type, so no conversion.
-bool is_computing_type(std::string_view name) {
-  return name == "T" || name == "O" || name == "auto";
-}
 
 struct Binary {
   std::string_view token;
@@ -74,76 +26,13 @@ constexpr Binary binaries[] = {
 };
 constexpr int unary_strength = 11;
 
-class Parser {
+class Parser : public Scanner {
  public:
-  Parser(std::string_view text, std::string where) : text_(text), where_(std::move(where)) {}
+  using Scanner::Scanner;
 
   /// Values of names, and functions of the header.
   std::map<std::string, Expr, std::less<>> names;
   std::vector<Body> functions;
-
-  [[noreturn]] void error(const std::string& what, size_t at) const {
-    // Of a text of many lines only the one in question is shown.
-    size_t begin = at ? text_.rfind('\n', at - 1) + 1 : 0;
-    size_t end = std::min(text_.find('\n', at), text_.size());
-    auto line = text_.substr(begin, end - begin);
-    fail(
-        where_.c_str(), what, "\n  ", std::string(line), "\n  ", std::string(at - begin, ' '), "^");
-  }
-
-  void skip() {
-    while (at_ < text_.size()) {
-      if (std::isspace(static_cast<unsigned char>(text_[at_]))) {
-        ++at_;
-      } else if (text_.substr(at_).starts_with("/*")) {
-        at_ = std::min(text_.find("*/", at_), text_.size() - 2) + 2;
-      } else {
-        break;
-      }
-    }
-  }
-
-  bool done() {
-    skip();
-    return at_ == text_.size();
-  }
-
-  bool accept(std::string_view token) {
-    skip();
-    if (!text_.substr(at_).starts_with(token)) {
-      return false;
-    }
-    at_ += token.size();
-    return true;
-  }
-
-  void expect(std::string_view token) {
-    if (!accept(token)) {
-      error("expected '" + std::string(token) + "' but got " + here() + ":", at_);
-    }
-  }
-
-  std::string here() {
-    skip();
-    return at_ < text_.size() ? "'" + std::string(1, text_[at_]) + "'" : "the end";
-  }
-
-  /// A name with its namespaces, or "".
-  std::string_view name() {
-    skip();
-    size_t begin = at_;
-    auto letter = [&](size_t i) {
-      return i < text_.size() &&
-          (std::isalnum(static_cast<unsigned char>(text_[i])) || text_[i] == '_');
-    };
-    if (at_ < text_.size() && std::isdigit(static_cast<unsigned char>(text_[at_]))) {
-      return {};
-    }
-    while (letter(at_) || (text_.substr(at_).starts_with("::") && letter(at_ + 2))) {
-      at_ += letter(at_) ? 1 : 2;
-    }
-    return text_.substr(begin, at_ - begin);
-  }
 
   Expr expression() {
     Expr condition = binary(0);
@@ -179,7 +68,7 @@ class Parser {
       first = name();
     }
     auto target = first;
-    const NamedType* type = nullptr;
+    std::optional<Dtype> type;
     bool declared = false;
     if (!first.empty() && (is_computing_type(first) || (type = find_type(first)))) {
       target = name();
@@ -211,8 +100,8 @@ class Parser {
       });
       value = call(row->function, {old->second, value});
     }
-    if (declared && type && type->dtype != Dtype::f32) {
-      value = cast(value, type->dtype);
+    if (declared && type && *type != Dtype::f32) {
+      value = cast(value, *type);
     }
     names.insert_or_assign(std::string(target), value);
     expect(";");
@@ -350,10 +239,8 @@ class Parser {
     if (word == "true" || word == "false") {
       return word == "true";
     }
-    for (auto& row : named_constants) {
-      if (row.name == word) {
-        return row.value;
-      }
+    if (auto value = named_constant(word)) {
+      return *value;
     }
     unknown(word, begin);
   }
@@ -405,7 +292,7 @@ class Parser {
   }
 
   Expr convert(std::string_view type, const Expr& value) {
-    return is_computing_type(type) ? value : cast(value, find_type(type)->dtype);
+    return is_computing_type(type) ? value : cast(value, *find_type(type));
   }
 
   [[noreturn]] void unknown(std::string_view word, size_t begin) {
@@ -419,43 +306,6 @@ class Parser {
             (near.empty() ? ":" : "; did you mean '" + near + "'?"),
         begin);
   }
-
-  Expr number() {
-    skip();
-    size_t begin = at_;
-    if (text_.substr(at_).starts_with("0x")) {
-      uint64_t value = 0;
-      auto [end, code] =
-          std::from_chars(text_.data() + at_ + 2, text_.data() + text_.size(), value, 16);
-      at_ = static_cast<size_t>(end - text_.data());
-      accept_suffix();
-      return integer(static_cast<double>(value));
-    }
-    double value = 0;
-    auto [end, code] = std::from_chars(text_.data() + at_, text_.data() + text_.size(), value);
-    if (end == text_.data() + at_) {
-      error("expected a value but got " + here() + ":", begin);
-    }
-    at_ = static_cast<size_t>(end - text_.data());
-    auto spelled = text_.substr(begin, at_ - begin);
-    bool real = spelled.find_first_of(".eE") != std::string_view::npos;
-    real = accept_suffix() || real;
-    return real ? Expr(value) : integer(value);
-  }
-
-  /// Skips f, h, u, l behind a number; true for those of floating numbers.
-  bool accept_suffix() {
-    bool real = false;
-    while (at_ < text_.size() && std::string_view("fFhHuUlL").find(text_[at_]) < 8) {
-      real = real || std::string_view("fFhH").find(text_[at_]) < 4;
-      ++at_;
-    }
-    return real;
-  }
-
-  std::string_view text_;
-  std::string where_;
-  size_t at_ = 0;
 };
 
 /// A parser that knows the source's inputs, functions and prelude, for its text.
