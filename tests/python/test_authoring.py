@@ -259,6 +259,8 @@ f, x = zmlx.elementwise("x * sigmoid(x)"), mx.array([1.0, -2.0])
 y = f(x)
 assert mx.allclose(y, x * mx.sigmoid(x)).item()
 assert mx.allclose(f(2 * x), 2 * x * mx.sigmoid(2 * x)).item()
+assert mx.allclose(zmlx.map_reduce("x * x", "max", 0)(x), mx.array(4.0)).item()
+assert mx.grad(zmlx.map_reduce("x * x"))(x).tolist() == [2, -4]
 assert _ext.jit_compile_count() == 0
 """
     env = {**os.environ, "ZMLX_CXX": "/nowhere/c++"}

@@ -191,3 +191,16 @@ def test_gradients_of_expressions_run_on_the_gpu() -> None:
     want = mx.grad(lambda a, b: (a * mx.exp(b)).sum(), argnums=(0, 1))(a, b)
     for g, w in zip(got, want, strict=True):
         assert mx.allclose(g, w, 2e-5, 2e-5).item()
+
+
+def test_reductions_and_traced_functions_run_on_the_gpu() -> None:
+    x = mx.random.normal((33, 70))
+
+    @zmlx.jit
+    def gated(x: mx.array, y: mx.array) -> mx.array:
+        return mx.where(x > 0, x * y, mx.tanh(y))
+
+    y = mx.random.normal((70,))
+    assert mx.allclose(gated(x, y), mx.where(x > 0, x * y, mx.tanh(y)), 2e-5, 2e-5).item()
+    got = zmlx.map_reduce("x * x", "mean", 0)(x)
+    assert mx.allclose(got, (x * x).mean(0), 2e-5, 2e-5).item()
