@@ -76,6 +76,12 @@ def test_every_activation(name):
     same(zmlx.jit(lambda v: getattr(nn, name)(v))(x), getattr(nn, name)(x))
 
 
+@pytest.mark.parametrize("fn", [lambda a, b: ~a, lambda a, b: a ^ b, lambda a, b: a + b * a])
+def test_bools_stay_bools(fn):
+    a, b = mx.array([True, True, False]), mx.array([True, False, False])
+    same(zmlx.jit(fn)(a, b), fn(a, b))
+
+
 def test_parameters_of_activations():
     f = zmlx.jit(lambda x: nn.elu(x, 0.5) + nn.leaky_relu(x, negative_slope=0.2))
     x = normal(9)

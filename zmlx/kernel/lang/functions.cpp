@@ -74,7 +74,7 @@ constexpr Function table[] = {
     {"bit_and", 2, T::bits, [](D x) { return double(whole(x[0]) & whole(x[1])); }, {}, "$0 & $1"},
     {"bit_or", 2, T::bits, [](D x) { return double(whole(x[0]) | whole(x[1])); }, {}, "$0 | $1"},
     {"bit_xor", 2, T::bits, [](D x) { return double(whole(x[0]) ^ whole(x[1])); }, {}, "$0 ^ $1"},
-    {"bit_not", 1, T::bits, [](D x) { return double(~whole(x[0])); }, {}, "~$0"},
+    {"bit_not", 1, T::bits, [](D x) { return double(~whole(x[0])); }, {}, "complement($0)"},
     {"shift_left", 2, T::bits, [](D x) { return double(whole(x[0]) << whole(x[1])); }, {}, "$0 << $1"},
     {"shift_right", 2, T::bits, [](D x) { return double(whole(x[0]) >> whole(x[1])); }, {}, "$0 >> $1"},
     {"select", 3, T::choice, [](D x) { return x[0] != 0 ? x[1] : x[2]; }, {nullptr, "a ? g : 0", "a ? 0 : g"}, "$0 ? $1 : $2"},

@@ -22,6 +22,13 @@ ZMLX_INLINE T sign_of(T x) {
   return x != x ? x : T((x > T(0)) - (x < T(0)));
 }
 template <typename T>
+ZMLX_INLINE T complement(T x) {
+  return T(~x);
+}
+ZMLX_INLINE bool complement(bool x) {
+  return !x;
+}
+template <typename T>
 ZMLX_INLINE T floor_divide(T a, T b) {
   // A division by zero would stop the process: it gives zero.
   T d = b == T(0) ? T(1) : b;
