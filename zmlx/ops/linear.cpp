@@ -271,6 +271,7 @@ ZMLX_OP(linear)
             {1, 150, 192},
             {65},
             weight_attrs(8, 32, {{"residual", int64_t{1}}, {"bias", int64_t{1}}})),
+        example("batch 8 bit", {9, 512}, {40}, weight_attrs(8, 128)),
         example("odd bits", {1, 2, 192}, {33}, weight_attrs(3, 64)),
         example("five bits", {9, 64}, {31}, weight_attrs(5, 32)),
         example("two bits", {9, 64}, {31}, weight_attrs(2, 32)),

@@ -93,7 +93,7 @@ Kernel split(const Task& task) {
   Launch merge;
   merge.source = "attention_split.cuh";
   merge.kernel = "attention_merge<" + text_of(task.dtype) + ">";
-  merge.grid = {count(task.rows()), count(task.heads()), 1};
+  merge.grid = {count(task.rows()), count(task.heads()), count((op.value_width + 63) / 64)};
   merge.block[0] = 256;
   merge.arguments = {scratch(), task.offset(), task.positions(), out(0), in_dim(1, 2)};
   append(merge.arguments, task.numbers());

@@ -320,14 +320,21 @@ __global__ void __launch_bounds__(256) attention_merge(
   weight[0] = weight_of(weight[0], high);
   weight[1] = weight_of(weight[1], high);
   float all = warp_sum(weight[0] * total[0] + weight[1] * total[1]);
-  int d = static_cast<int>(threadIdx.x);
+  // 64 elements of the row at a time, four groups of threads sharing the splits.
+  __shared__ float shares[4][64];
+  const int d = static_cast<int>(blockIdx.z) * 64 + static_cast<int>(threadIdx.x) % 64;
+  const int first = static_cast<int>(threadIdx.x) / 64;
   float x = 0;
 #pragma unroll 8
-  for (int split = 0; split < used; ++split) {
-    float w = shuffle(split < 32 ? weight[0] : weight[1], split % 32);
-    x += d < value_width ? w * part[split * part_floats + r % 16 * value_width + d] : 0.0f;
+  for (int i = 0; i < 16; ++i) {
+    const int split = first + 4 * i;
+    const float w = shuffle(split < 32 ? weight[0] : weight[1], split % 32);
+    x += split < used && d < value_width ? w * part[split * part_floats + r % 16 * value_width + d] : 0.0f;
   }
-  if (d < value_width) {
+  shares[first][threadIdx.x % 64] = x;
+  sync_block();
+  x = shares[0][threadIdx.x % 64] + shares[1][threadIdx.x % 64] + shares[2][threadIdx.x % 64] + shares[3][threadIdx.x % 64];
+  if (first == 0 && d < value_width) {
     T* result = out.as<T>() + heads.row(batch, kv % kv_heads, r) * value_width;
     result[d] = from_float<T>(all == 0.0f ? 0.0f : x / all);
   }

@@ -10,8 +10,9 @@ namespace zmlx::cuda {
 
 namespace {
 
-constexpr int64_t outputs_a_launch = 4;
+constexpr size_t outputs_a_launch = 4;
 constexpr int64_t warps = 8;
+constexpr int64_t blocks_a_multiprocessor = 2; // by their registers
 
 int flags_of(const Linear& linear) {
   return (linear.has_norm ? 1 : 0) | (linear.has_bias ? 2 : 0) | (linear.has_residual ? 4 : 0) |
@@ -28,14 +29,27 @@ std::string template_text(const Linear& linear) {
   return text_of(linear.dtype) + ", " + text_of(linear.format) + ", ";
 }
 
-Launch
-tensor_core_launch(const Linear& linear, size_t first, const Dot& dot, const Device& device) {
+/// Whether every warp of the device has tiles of its own, and more.
+bool is_wide(const Linear& linear, int64_t tiles, const Device& device) {
+  return !linear.pair && tiles >= 2 * blocks_a_multiprocessor * warps * device.multiprocessors;
+}
+
+Launch tensor_core_launch(const Linear& linear, size_t first, Dot dot, const Device& device) {
+  int64_t tiles = 0;
+  for (size_t i = first; i < std::min(first + outputs_a_launch, linear.outputs.size()); ++i) {
+    tiles += linear.pair && i > first ? 0 : ceil_div(linear.outputs[i].n, 16);
+  }
+  const bool wide = is_wide(linear, tiles, device);
+  dot = wide ? dot.over(2 * dot.chunk()) : dot.over(ceil_div(linear.k, warps));
   const int64_t weights = linear.pair ? 2 : 1;
   Launch launch;
   launch.source = "linear.cuh";
-  launch.kernel = "linear_rows<" + template_text(linear) + std::to_string(dot.rows) +
-      (linear.pair ? ", true>" : ", false>");
-  launch.shared = dot.shared(dot.rows, linear.k, 2 * weights * warps);
+  launch.kernel = (wide ? "linear_wide<" : "linear_rows<") + template_text(linear) +
+      std::to_string(dot.rows) + ", " + std::to_string(dot.chunks) +
+      (wide              ? ">"
+           : linear.pair ? ", true>"
+                         : ", false>");
+  launch.shared = dot.shared(dot.rows, linear.k, weights * warps);
   launch.arguments = {
       linear.x,
       linear.has_norm ? linear.norm : linear.x,
@@ -45,15 +59,13 @@ tensor_core_launch(const Linear& linear, size_t first, const Dot& dot, const Dev
       i32(flags_of(linear)),
       linear.has_residual ? linear.residual : linear.x,
       linear.has_normal ? linear.normal : linear.x};
-  int64_t tiles = 0;
   for (size_t i = 0; i < outputs_a_launch; ++i) {
     const bool valid = first + i < linear.outputs.size();
     auto& output = linear.outputs[valid ? first + i : first];
     push_output(launch.arguments, output, valid ? output.n : 0);
-    tiles += valid && !(linear.pair && i) ? ceil_div(output.n, 16) : 0;
   }
-  // Two blocks fit on a multiprocessor, by their registers.
-  launch.grid[0] = static_cast<uint32_t>(std::min<int64_t>(tiles, 2 * device.multiprocessors));
+  launch.grid[0] =
+      static_cast<uint32_t>(wide ? blocks_a_multiprocessor * device.multiprocessors : tiles);
   launch.grid[1] = static_cast<uint32_t>(ceil_div(linear.rows, dot.rows));
   launch.block[0] = 32 * warps;
   return launch;
@@ -133,9 +145,9 @@ void push_linear(Kernel& kernel, const Linear& linear, const Device& device) {
   if (linear.rows > few_rows && gemm_supports(linear.dtype, linear.format, linear.k)) {
     return push_prompt(kernel, linear, device);
   }
-  const int64_t parts = (linear.pair ? 4 : 2) * warps;
-  auto fits = [&](const Dot& dot) {
-    return dot.shared(dot.rows, linear.k, parts) <= device.shared_bytes;
+  const int64_t parts = (linear.pair ? 2 : 1) * warps;
+  auto fits = [&](const Dot& dot) { // however many chunks
+    return dot.shared(dot.rows, linear.k + 8 * dot.chunk(), parts) <= device.shared_bytes;
   };
   Dot dot{linear.format, few_rows};
   while (dot.rows > 1 && (dot.rows / 2 >= linear.rows || !fits(dot))) {

@@ -31,12 +31,67 @@ ZMLX_DEVICE float swiglu(float gate, float up, int flags) {
   const float sigmoid = rounded<T>(1 / (1 + expf(-gate)), flags);
   return rounded<T>(gate * sigmoid, flags) * rounded<T>(up, flags);
 }
+
+/// Which outputs there are, and what is done with their products.
+template <typename T>
+struct Outputs {
+  Output<T> list[4];
+  const T* residual;
+  int flags;
+
+  /// The output that a tile of 16 weight rows belongs to, and the tile's first row there.
+  ZMLX_DEVICE const Output<T> find(int tile, int& row) const {
+    Output<T> output = list[0];
+    row = tile * 16;
+    for (int i = 1; i < 4; ++i) {
+      const int before = (output.n + 15) / 16 * 16;
+      if (row < before) {
+        break;
+      }
+      row -= before;
+      output = list[i];
+    }
+    return output;
+  }
+
+  /// What is added at a place of the result, 0 where nothing is.
+  ZMLX_DEVICE float added(const Output<T>& output, int row, int column) const {
+    const bool is_there = flags & has_residual && column < output.n;
+    return is_there ? to_float(residual[static_cast<int64_t>(row) * output.n + column]) : 0.0f;
+  }
+
+  ZMLX_DEVICE void store(const Output<T>& output, int row, int column, float y, float more) const {
+    if (column < output.n) {
+      if (flags & has_bias) {
+        y = rounded<T>(y, flags) + to_float(output.bias[column]);
+      }
+      if (flags & has_residual) {
+        y = rounded<T>(y, flags) + more;
+      }
+      output.out[static_cast<int64_t>(row) * output.n + column] = from_float<T>(y);
+    }
+  }
+};
+
+ZMLX_DEVICE int tiles_of(int n) {
+  return (n + 15) / 16;
+}
 } // namespace linear
 
-/// x [rows, k] times up to 4 weights, R rows of x a block and 16 weight rows at a time; with `pair`, the first two weights are the
-/// gate and up of a SwiGLU whose result goes to out0.
-template <typename T, typename W, int R, bool pair>
-__global__ void __launch_bounds__(256) linear_rows(
+#define ZMLX_LINEAR_OUTPUT(i) \
+  Pointer codes##i, Pointer scales##i, Pointer biases##i, Pointer bias##i, Pointer out##i, int n##i
+#define ZMLX_LINEAR_OUTPUTS(T)                                                                                \
+  {{{weight_at(codes0, scales0, biases0), bias0.as<T>(), out0.as<T>(), n0},                                   \
+    {weight_at(codes1, scales1, biases1), bias1.as<T>(), out1.as<T>(), n1},                                   \
+    {weight_at(codes2, scales2, biases2), bias2.as<T>(), out2.as<T>(), n2},                                   \
+    {weight_at(codes3, scales3, biases3), bias3.as<T>(), out3.as<T>(), n3}},                                  \
+   residual.as<T>(),                                                                                          \
+   flags}
+
+/// x [rows, k] times up to 4 weights, R rows of x a block. A block makes 16 elements of each of its rows, its warps sharing k;
+/// with `pair`, the first two weights are the gate and up of a SwiGLU whose result goes to out0.
+template <typename T, typename W, int R, int chunks, bool pair>
+__global__ void __launch_bounds__(256, chunks <= 2 && R <= 4 && !pair ? 3 : 2) linear_rows(
     Pointer x,
     Pointer norm,
     float eps,
@@ -45,92 +100,42 @@ __global__ void __launch_bounds__(256) linear_rows(
     int flags,
     Pointer residual,
     Pointer normal,
-    Pointer codes0,
-    Pointer scales0,
-    Pointer biases0,
-    Pointer bias0,
-    Pointer out0,
-    int n0,
-    Pointer codes1,
-    Pointer scales1,
-    Pointer biases1,
-    Pointer bias1,
-    Pointer out1,
-    int n1,
-    Pointer codes2,
-    Pointer scales2,
-    Pointer biases2,
-    Pointer bias2,
-    Pointer out2,
-    int n2,
-    Pointer codes3,
-    Pointer scales3,
-    Pointer biases3,
-    Pointer bias3,
-    Pointer out3,
-    int n3) {
-  using D = Dot<T, W, R>;
+    ZMLX_LINEAR_OUTPUT(0),
+    ZMLX_LINEAR_OUTPUT(1),
+    ZMLX_LINEAR_OUTPUT(2),
+    ZMLX_LINEAR_OUTPUT(3)) {
+  using D = Dot<T, W, R, chunks>;
   constexpr int weights = pair ? 2 : 1;
-  const linear::Output<T> outputs[4] = {
-      {weight_at(codes0, scales0, biases0), bias0.as<T>(), out0.as<T>(), n0},
-      {weight_at(codes1, scales1, biases1), bias1.as<T>(), out1.as<T>(), n1},
-      {weight_at(codes2, scales2, biases2), bias2.as<T>(), out2.as<T>(), n2},
-      {weight_at(codes3, scales3, biases3), bias3.as<T>(), out3.as<T>(), n3}};
+  const linear::Outputs<T> outputs = ZMLX_LINEAR_OUTPUTS(T);
   const int warps = static_cast<int>(blockDim.x) / 32;
   const int steps = (k + D::step - 1) / D::step;
-  const int steps_a_warp = (steps + warps - 1) / warps;
-  int tiles = (n0 + 15) / 16;
-  if (!pair) {
-    tiles += (n1 + 15) / 16 + (n2 + 15) / 16 + (n3 + 15) / 16;
-  }
-  const int blocks = static_cast<int>(gridDim.x);
-  const int my_tiles = (tiles - static_cast<int>(blockIdx.x) + blocks - 1) / blocks;
-  const int items = my_tiles * steps_a_warp;
-
-  // The output of a tile, and its first row there.
-  auto find = [&](int item, linear::Output<T>& output, int& row) {
-    row = (static_cast<int>(blockIdx.x) + item / steps_a_warp * blocks) * 16;
-    output = outputs[0];
-    if (!pair) {
-      for (int i = 1; i < 4; ++i) {
-        const int before = (output.n + 15) / 16 * 16;
-        if (row < before) {
-          break;
-        }
-        row -= before;
-        output = outputs[i];
-      }
+  int row;
+  const linear::Output<T> output = outputs.find(static_cast<int>(blockIdx.x), row);
+  const Weight other = outputs.list[1].weight;
+  typename D::Loaded loaded[weights];
+  auto load = [&](int at) {
+    D::load(loaded[0], output.weight, row, output.n, k, at);
+    if constexpr (pair) {
+      D::load(loaded[1], other, row, output.n, k, at);
     }
   };
-  auto load = [&](typename D::Loaded(&to)[weights], int item) {
-    const int at = warp_index() + item % steps_a_warp * warps;
-    if (item < items && at < steps) {
-      linear::Output<T> output;
-      int row;
-      find(item, output, row);
-      D::load(to[0], output.weight, row, output.n, k, at);
-      if constexpr (pair) {
-        D::load(to[1], outputs[1].weight, row, output.n, k, at);
-      }
-    }
-  };
-
-  typename D::Loaded one[weights];
-  typename D::Loaded two[weights];
-  load(one, 0);
-  load(two, 1);
+  load(warp_index());
+  const T* norm_weight = flags & linear::has_norm ? norm.as<T>() : nullptr;
+  const uint4 norm_first = first_of_norm(norm_weight, k);
   start_successor();
   wait_for_predecessor();
 
   const int first_row = static_cast<int>(blockIdx.y) * R;
   const int my_rows = rows - first_row < R ? rows - first_row : R;
+  const int i = static_cast<int>(threadIdx.x); // the product that this thread finishes, of 16 * R
+  const float more = i < 16 * my_rows ? outputs.added(output, first_row + i / 16, row + i % 16) : 0.0f;
   float* parts;
   const Staged<T> staged = staged_in<T, D, W>(dynamic_shared(), R, k, &parts);
-  const int part = warps * 16 * R;
   const int64_t first = static_cast<int64_t>(first_row) * k;
   stage_rows<T, D, W>(
       x.as<T>() + first,
-      flags & linear::has_norm ? norm.as<T>() : nullptr,
+      norm_weight,
+      norm_first,
       eps,
       k,
       my_rows,
@@ -141,52 +146,112 @@ __global__ void __launch_bounds__(256) linear_rows(
   sync_block();
 
   typename D::Sums total[weights] = {};
-  auto take = [&](typename D::Loaded(&from)[weights], int item) {
-    const int at = warp_index() + item % steps_a_warp * warps;
-    if (at < steps) {
-      for (int w = 0; w < weights; ++w) {
-        D::add(total[w], from[w], staged, at);
-      }
-    }
-    if ((item + 1) % steps_a_warp) {
-      return;
-    }
-    // Two sets of parts: while some threads add one up, others may write the other.
-    float* set = parts + item / steps_a_warp % 2 * weights * part;
+#pragma unroll 1
+  for (int at = warp_index(); at < steps; at += warps) {
     for (int w = 0; w < weights; ++w) {
-      D::store(total[w], set + w * part + warp_index() * 16 * R);
-      total[w] = {};
+      D::add(total[w], loaded[w], staged, at);
     }
-    sync_block();
-    linear::Output<T> output;
-    int row;
-    find(item, output, row);
-    for (int i = static_cast<int>(threadIdx.x); i < 16 * my_rows; i += static_cast<int>(blockDim.x)) {
-      const int j = row + i % 16;
-      float y[weights];
-      for (int w = 0; w < weights; ++w) {
-        y[w] = 0;
-        for (int v = 0; v < warps; ++v) {
-          y[w] += set[w * part + v * (16 * R) + i];
-        }
+    if (at + warps < steps) {
+      load(at + warps);
+    }
+  }
+  for (int w = 0; w < weights; ++w) {
+    D::store(total[w], parts + (w * warps + warp_index()) * 16 * R);
+  }
+  sync_block();
+  if (i < 16 * my_rows) {
+    float y[weights];
+    for (int w = 0; w < weights; ++w) {
+      y[w] = 0;
+      for (int v = 0; v < 8; ++v) {
+        y[w] += v < warps ? parts[(w * warps + v) * 16 * R + i] : 0.0f;
       }
-      if (j < output.n) {
-        const int64_t place = static_cast<int64_t>(first_row + i / 16) * output.n + j;
-        float result = y[0];
-        if constexpr (pair) {
-          result = linear::swiglu<T>(y[0], y[1], flags);
-        } else {
-          if (flags & linear::has_bias) {
-            result = linear::rounded<T>(result, flags) + to_float(output.bias[j]);
-          }
-          if (flags & linear::has_residual) {
-            result = linear::rounded<T>(result, flags) + to_float(residual.as<T>()[place]);
-          }
-        }
-        output.out[place] = from_float<T>(result);
-      }
+    }
+    float result = y[0];
+    if constexpr (pair) {
+      result = linear::swiglu<T>(y[0], y[1], flags);
+    }
+    outputs.store(output, first_row + i / 16, row + i % 16, result, more);
+  }
+}
+
+/// The same for weights of so many rows that every warp has some of its own: a warp makes 16 elements, and blocks never wait.
+template <typename T, typename W, int R, int chunks>
+__global__ void __launch_bounds__(256) linear_wide(
+    Pointer x,
+    Pointer norm,
+    float eps,
+    int k,
+    int rows,
+    int flags,
+    Pointer residual,
+    Pointer normal,
+    ZMLX_LINEAR_OUTPUT(0),
+    ZMLX_LINEAR_OUTPUT(1),
+    ZMLX_LINEAR_OUTPUT(2),
+    ZMLX_LINEAR_OUTPUT(3)) {
+  using D = Dot<T, W, R, chunks>;
+  const linear::Outputs<T> outputs = ZMLX_LINEAR_OUTPUTS(T);
+  const int warps = static_cast<int>(blockDim.x) / 32;
+  const int all_warps = static_cast<int>(gridDim.x) * warps;
+  const int steps = (k + D::step - 1) / D::step;
+  const int tiles = linear::tiles_of(n0) + linear::tiles_of(n1) + linear::tiles_of(n2) + linear::tiles_of(n3);
+  const int first_tile = warp_index() * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
+  const int items = (tiles - first_tile + all_warps - 1) / all_warps * steps;
+  auto load = [&](typename D::Loaded& to, int item) {
+    if (item < items) {
+      int row;
+      const linear::Output<T> output = outputs.find(first_tile + item / steps * all_warps, row);
+      D::load(to, output.weight, row, output.n, k, item % steps);
     }
   };
+  typename D::Loaded one;
+  typename D::Loaded two;
+  load(one, 0);
+  load(two, 1);
+  const T* norm_weight = flags & linear::has_norm ? norm.as<T>() : nullptr;
+  const uint4 norm_first = first_of_norm(norm_weight, k);
+  start_successor();
+  wait_for_predecessor();
+
+  const int first_row = static_cast<int>(blockIdx.y) * R;
+  const int my_rows = rows - first_row < R ? rows - first_row : R;
+  float* parts;
+  const Staged<T> staged = staged_in<T, D, W>(dynamic_shared(), R, k, &parts);
+  const int64_t first = static_cast<int64_t>(first_row) * k;
+  stage_rows<T, D, W>(
+      x.as<T>() + first,
+      norm_weight,
+      norm_first,
+      eps,
+      k,
+      my_rows,
+      R,
+      staged,
+      flags & linear::has_normal && blockIdx.x == 0 ? normal.as<T>() + first : nullptr,
+      parts);
+  sync_block();
+
+  typename D::Sums total = {};
+  auto take = [&](const typename D::Loaded& from, int item) {
+    D::add(total, from, staged, item % steps);
+    if (item % steps < steps - 1) {
+      return;
+    }
+    float* own = parts + warp_index() * 16 * R;
+    D::store(total, own);
+    total = {};
+    sync_warp();
+    int row;
+    const linear::Output<T> output = outputs.find(first_tile + item / steps * all_warps, row);
+#pragma unroll 1
+    for (int i = lane_index(); i < 16 * my_rows; i += 32) {
+      const float more = outputs.added(output, first_row + i / 16, row + i % 16);
+      outputs.store(output, first_row + i / 16, row + i % 16, own[i], more);
+    }
+    sync_warp();
+  };
+#pragma unroll 1
   for (int item = 0; item < items; item += 2) {
     take(one, item);
     load(one, item + 2);
@@ -223,7 +288,15 @@ __global__ void __launch_bounds__(256) linear_any(
   float inverse = 1;
   if (flags & linear::has_norm) {
     __shared__ float partial[8];
-    sum_squares(mine, k, 1, partial);
+    float sum = 0;
+    for (int i = static_cast<int>(threadIdx.x); i < k; i += 256) {
+      const float v = to_float(mine[i]);
+      sum = fmaf(v, v, sum);
+    }
+    sum = warp_sum(sum);
+    if (lane_index() == 0) {
+      partial[warp_index()] = sum;
+    }
     sync_block();
     float total = 0;
     for (int w = 0; w < 8; ++w) {

@@ -1,6 +1,7 @@
 // zmlx/kernel/cuda/moe.cpp: which instantiations of moe.cuh, on how many blocks.
 #include "zmlx/kernel/cuda/moe.h"
 
+#include <algorithm>
 #include <bit>
 
 #include "zmlx/kernel/cuda/dot.h"
@@ -16,8 +17,9 @@ int flags_of(const Moe& moe) {
   return (moe.has_residual ? 4 : 0) | (moe.exact ? 8 : 0);
 }
 
-std::string instance(const char* kernel, const Moe& moe) {
-  return std::string(kernel) + "<" + text_of(moe.dtype) + ", " + text_of(moe.format) + ">";
+std::string instance(const char* kernel, const Moe& moe, const Dot* dot) {
+  return std::string(kernel) + (dot ? "<" : "_any<") + text_of(moe.dtype) + ", " +
+      text_of(moe.format) + (dot ? ", " + std::to_string(dot->chunks) + ">" : ">");
 }
 
 /// Memory after what the kernel has.
@@ -31,15 +33,18 @@ void push_few(Kernel& kernel, const Moe& moe, const Device& device) {
   const Argument hidden = add_scratch(
       kernel, static_cast<size_t>(moe.tokens * moe.chosen * moe.inner) * size_of(moe.dtype));
   const Dot dot{moe.format};
-  const size_t first_shared = dot.shared(1, moe.width, 2 * warps);
-  const size_t second_shared = dot.shared(moe.chosen, moe.inner, moe.chosen);
+  // Gate and up share the registers; an expert's down is one warp's.
+  const Dot first_dot = dot.over(std::min(ceil_div(moe.width, warps), 2 * dot.chunk()));
+  const Dot second_dot = dot.over(moe.inner);
+  const size_t first_shared = first_dot.shared(1, moe.width, 2 * warps);
+  const size_t second_shared = second_dot.shared(moe.chosen, moe.inner, moe.chosen);
   const bool on_tensor_cores = dot.takes(moe.dtype, moe.width) && dot.takes(moe.dtype, moe.inner) &&
       first_shared <= device.shared_bytes && second_shared <= device.shared_bytes;
   const int64_t tile = on_tensor_cores ? 16 : 8; // elements a block makes
 
   Launch first;
   first.source = "moe.cuh";
-  first.kernel = instance(on_tensor_cores ? "moe_gate_up" : "moe_gate_up_any", moe);
+  first.kernel = instance("moe_gate_up", moe, on_tensor_cores ? &first_dot : nullptr);
   first.grid = {
       static_cast<uint32_t>(moe.tokens * moe.chosen),
       static_cast<uint32_t>(ceil_div(moe.inner, tile)),
@@ -60,7 +65,7 @@ void push_few(Kernel& kernel, const Moe& moe, const Device& device) {
 
   Launch second;
   second.source = "moe.cuh";
-  second.kernel = instance(on_tensor_cores ? "moe_down" : "moe_down_any", moe);
+  second.kernel = instance("moe_down", moe, on_tensor_cores ? &second_dot : nullptr);
   second.grid = {
       static_cast<uint32_t>(moe.tokens), static_cast<uint32_t>(ceil_div(moe.out_width, tile)), 1};
   second.block[0] = 32 * warps;

@@ -79,8 +79,8 @@ __global__ void __launch_bounds__(128) choose_experts(
 }
 
 /// hidden [pairs, n] = silu(gate_e(x)) * up_e(x), e a pair's expert; a block 16 elements of one pair.
-template <typename T, typename W>
-__global__ void __launch_bounds__(256) moe_gate_up(
+template <typename T, typename W, int chunks>
+__global__ void __launch_bounds__(256, chunks <= 2 ? 3 : 2) moe_gate_up(
     Pointer x,
     Pointer indices,
     Pointer gate_codes,
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(256) moe_gate_up(
     int chosen,
     int experts,
     int flags) {
-  using D = Dot<T, W, 1>;
+  using D = Dot<T, W, 1, chunks>;
   const int warps = static_cast<int>(blockDim.x) / 32;
   const int steps = (k + D::step - 1) / D::step;
   const int row = static_cast<int>(blockIdx.y) * 16;
@@ -116,9 +116,10 @@ __global__ void __launch_bounds__(256) moe_gate_up(
 
   float* parts;
   const Staged<T> staged = staged_in<T, D, W>(dynamic_shared(), 1, k, &parts);
-  stage_rows<T, D, W>(x.as<T>() + pair / chosen * k, nullptr, 0, k, 1, 1, staged, nullptr, nullptr);
+  stage_rows<T, D, W>(x.as<T>() + pair / chosen * k, nullptr, {}, 0, k, 1, 1, staged, nullptr, nullptr);
   sync_block();
   typename D::Sums total[2] = {};
+#pragma unroll 1
   for (int at = warp_index(); at < steps; at += warps) {
     D::add(total[0], loaded[0], staged, at);
     D::add(total[1], loaded[1], staged, at);
@@ -149,9 +150,10 @@ ZMLX_DEVICE float weighted(float y, T weight, int flags) {
 }
 
 /// out [tokens, n] = sum over a token's pairs of weight * down_e(hidden), and the residual; a block 16 elements of one token, a
-/// warp an expert at a time. Reads indices before the wait: moe_gate_up, its predecessor, has waited for them.
-template <typename T, typename W>
-__global__ void __launch_bounds__(256) moe_down(
+/// warp an expert at a time. Reads indices and the residual before the
+/// wait: moe_gate_up, its predecessor, has waited for all that came before it.
+template <typename T, typename W, int chunks>
+__global__ void __launch_bounds__(256, 2) moe_down(
     Pointer hidden,
     Pointer indices,
     Pointer weights,
@@ -165,7 +167,7 @@ __global__ void __launch_bounds__(256) moe_down(
     int chosen,
     int experts,
     int flags) {
-  using D = Dot<T, W, 1>;
+  using D = Dot<T, W, 1, chunks>;
   const int warps = static_cast<int>(blockDim.x) / 32;
   const int steps = (k + D::step - 1) / D::step;
   const int row = static_cast<int>(blockIdx.y) * 16;
@@ -179,48 +181,42 @@ __global__ void __launch_bounds__(256) moe_down(
       D::load(to, weight_row<T, W>(all, (named < experts ? named : 0) * n, k), row, n, k, item % steps);
     }
   };
-  typename D::Loaded one;
-  typename D::Loaded two;
-  load(one, 0);
-  load(two, 1);
+  typename D::Loaded now;
+  load(now, 0);
+  const int i = static_cast<int>(threadIdx.x);
+  const int64_t place = token * n + row + i;
+  const bool is_mine = i < 16 && row + i < n; // the element that this thread finishes
+  const float more = is_mine && flags & linear::has_residual ? to_float(residual.as<T>()[place]) : 0.0f;
   start_successor();
   wait_for_predecessor();
 
   float* parts;
   const Staged<T> staged = staged_in<T, D, W>(dynamic_shared(), chosen, k, &parts);
   stage_rows<T, D, W>(
-      hidden.as<T>() + token * chosen * k, nullptr, 0, k, chosen, chosen, staged, nullptr, nullptr);
+      hidden.as<T>() + token * chosen * k, nullptr, {}, 0, k, chosen, chosen, staged, nullptr, nullptr);
   sync_block();
   typename D::Sums total = {};
-  auto take = [&](const typename D::Loaded& from, int item) {
+#pragma unroll 1
+  for (int item = 0; item < items; ++item) {
     const int j = warp_index() + item / steps * warps;
     Staged<T> its = staged;
     its.x += j * staged.stride;
     its.group_sums += j * staged.sum_stride;
-    D::add(total, from, its, item % steps);
+    D::add(total, now, its, item % steps);
+    load(now, item + 1);
     if (item % steps == steps - 1) {
       D::store(total, parts + j * 16);
       total = {};
     }
-  };
-  for (int item = 0; item < items; item += 2) {
-    take(one, item);
-    load(one, item + 2);
-    if (item + 1 < items) {
-      take(two, item + 1);
-      load(two, item + 3);
-    }
   }
   sync_block();
-  const int i = static_cast<int>(threadIdx.x);
-  if (i < 16 && row + i < n) {
+  if (is_mine) {
     float y = 0;
     for (int j = 0; j < chosen; ++j) {
       y += weighted(parts[j * 16 + i], weights.as<T>()[token * chosen + j], flags);
     }
-    const int64_t place = token * n + row + i;
     if (flags & linear::has_residual) {
-      y = linear::rounded<T>(y, flags) + to_float(residual.as<T>()[place]);
+      y = linear::rounded<T>(y, flags) + more;
     }
     out.as<T>()[place] = from_float<T>(y);
   }
