@@ -54,7 +54,16 @@ def build_llama(folder: Path) -> Path:
     if program.exists():
         return program
     folder.mkdir(parents=True, exist_ok=True)
-    pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--no-deps",
+        "--no-binary",
+        "llama-cpp-python",
+    ]
     subprocess.run([*pip, "-d", str(folder), PACKAGE], check=True)
     archive = next(folder.glob("llama_cpp_python-*.tar.gz"))
     with tarfile.open(archive) as files:

@@ -38,7 +38,7 @@ tar -C "$scratch/highway" -cJf "$out/highway.tar.xz" .
 git -C "$root" archive --format=tar HEAD | xz -6 >"$out/zmlx.tar.xz"
 git -C "$root" rev-parse HEAD >"$out/commit"
 if [[ ${2:-} == --llama ]]; then
-  "${download[@]}" --no-binary :all: llama-cpp-python==0.3.36
+  "${download[@]}" --no-binary llama-cpp-python llama-cpp-python==0.3.36
   cp "$scratch"/llama_cpp_python-*.tar.gz "$out"/
 fi
 cp "$here/run.sh" "$out/"

@@ -101,7 +101,10 @@ def llama(program: str, model: str, depths: list[int]) -> list[dict[str, Any]]:
     prompts = ",".join(str(n) for n in depths if n)
     common = [program, "-m", model, "-ngl", "99", "-fa", "1", "-r", "3", "-o", "json"]
     rows = []
-    for more in (["-p", prompts, "-n", "0"], ["-p", "0", "-n", "128", "-d", ",".join(map(str, depths))]):
+    for more in (
+        ["-p", prompts, "-n", "0"],
+        ["-p", "0", "-n", "128", "-d", ",".join(map(str, depths))],
+    ):
         text = subprocess.check_output([*common, *more], text=True, stderr=subprocess.DEVNULL)
         for row in json.loads(text):
             rows.append(
