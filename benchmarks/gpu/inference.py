@@ -50,7 +50,7 @@ def prompt_of(tokens: int, vocabulary: int) -> list[int]:
 def measure(
     model: Any, tokenizer: Any, vocabulary: int, depths: list[int], arguments: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """One row a depth and side: every run's tokens a second, and the memory of MLX and the device."""
+    """One row a depth and side: every run's tokens a second; the memory of MLX and the device."""
     rows = []
     for depth in depths:
         prompt = prompt_of(max(depth, 1), vocabulary)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-# benchmarks/gpu/keep_architecture.py: blanks a library's GPU code for every architecture but one, so that it packs small.
+# benchmarks/gpu/keep_architecture.py: blanks GPU code for all architectures but one, to pack small.
 """keep_architecture.py LIBRARY SM: changes LIBRARY in place; its size and layout stay as they are.
 
 A fat binary begins with the magic 0xBA55ED50, a version, its header's size and its own; then come
