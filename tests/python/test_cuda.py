@@ -69,7 +69,7 @@ def test_states_are_written_in_place_and_grow(load: Any, name: str) -> None:
     assert distance(steps(model, tokens, chunks), reference) <= bound
     after = _ext.run_counts()
     states = 2 * len(model.layers)
-    # The first buffers, grown ones, and the last layer's, which the end of the prompt may still read.
+    # The first buffers, grown ones, and the last layer's, which the prompt may still read.
     assert after["copied"] - before["copied"] <= 2 * states + 2
     assert after["in_place"] - before["in_place"] >= 18 * states
 

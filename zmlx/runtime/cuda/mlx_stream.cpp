@@ -91,7 +91,7 @@ Stream stream_of(const mx::Stream& stream) {
   std::memcpy(
       &handle,
       reinterpret_cast<const std::byte*>(&cu::get_command_encoder(stream)) + stream_offset,
-      sizeof(Stream));
+      sizeof(void*));
   std::lock_guard lock(mutex);
   if (!known.contains(handle)) {
     auto& d = *driver();
