@@ -94,7 +94,11 @@ const Nvrtc& nvrtc() {
 /// One program; freed whatever happens.
 class Compilation {
  public:
-  Compilation(std::string_view file, const std::string& text) : file_(file) {
+  Compilation(
+      std::string_view file,
+      const std::string& text,
+      const std::vector<std::string>& instantiations)
+      : file_(file), instantiations_(instantiations) {
     check(nvrtc().create(&program_, text.c_str(), file_.c_str(), 0, nullptr, nullptr));
   }
   ~Compilation() {
@@ -104,15 +108,15 @@ class Compilation {
   Compilation& operator=(const Compilation&) = delete;
 
   /// The mangled names, one a line, an empty line, then the machine code.
-  std::string run(const std::vector<std::string>& instantiations, const std::string& architecture) {
-    for (auto& name : instantiations) {
+  std::string run(const std::string& architecture) {
+    for (auto& name : instantiations_) {
       check(nvrtc().add_name(program_, name.c_str()));
     }
     auto target = "--gpu-architecture=" + architecture;
     const char* options[] = {target.c_str(), "-std=c++17", "-default-device"};
     check(nvrtc().compile(program_, 3, options));
     std::string out;
-    for (auto& name : instantiations) {
+    for (auto& name : instantiations_) {
       const char* lowered = nullptr;
       check(nvrtc().lowered_name(program_, name.c_str(), &lowered));
       out.append(lowered).push_back('\n');
@@ -138,11 +142,17 @@ class Compilation {
       nvrtc().log(program_, log.data());
       log.resize(bytes - 1);
     }
+    std::string names;
+    for (auto& name : instantiations_) {
+      names += (names.empty() ? "" : ", ") + name;
+    }
     throw std::runtime_error(
-        "[cuda] " + file_ + " does not compile: " + nvrtc().error_string(result) + "\n" + log);
+        "[cuda] " + file_ + " does not compile for " + names + ": " + nvrtc().error_string(result) +
+        "\n" + log);
   }
 
   std::string file_;
+  const std::vector<std::string>& instantiations_;
   Program program_ = nullptr;
 };
 
@@ -181,7 +191,7 @@ Binary compile(
     key += '\n' + name;
   }
   std::istringstream stored(
-      cached("cubin", key, [&] { return Compilation(file, text).run(instantiations, target); }));
+      cached("cubin", key, [&] { return Compilation(file, text, instantiations).run(target); }));
   Binary binary;
   for (std::string line; std::getline(stored, line) && !line.empty();) {
     binary.names.push_back(line);
