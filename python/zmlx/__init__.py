@@ -34,7 +34,19 @@ if _ext.mlx_version != mx.__version__:
     )
 
 # `zmlx.patch` is the module: a function of that name would hide `zmlx.patch.explain`.
-_PARTS = ("autograd", "bench", "elementwise", "ops", "patch", "presets")
+_PARTS = (
+    "autograd",
+    "bench",
+    "elementwise",
+    "kernels",
+    "nn",
+    "ops",
+    "optimizers",
+    "patch",
+    "presets",
+    "profile",
+    "testing",
+)
 _FUNCTIONS = {
     "compile": "zmlx.functions",
     "jit": "zmlx.just_in_time",

@@ -1,0 +1,101 @@
+# zmlx/kernels/attention.py: masked softmax, and attention over a cache in blocks.
+"""Softmax with masks, and attention of one query a sequence over a paged cache."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from zmlx import ops
+from zmlx.kernels.options import accepts
+
+
+@accepts("threadgroup", "compute_dtype")
+def logsumexp_lastdim(x: mx.array) -> mx.array:
+    """log(sum(exp(x))) of each row: x [.., N] to [..]."""
+    return ops.logsumexp(x)
+
+
+@accepts("threadgroup", "compute_dtype")
+def masked_softmax(x: mx.array, mask: mx.array) -> mx.array:
+    """softmax over the elements whose mask (bool, x's shape) is true, 0 elsewhere.
+
+    A row without any such element is 0.
+    """
+    return _masked("masked_softmax", x, mask, 1.0)
+
+
+@accepts("threadgroup", "compute_dtype")
+def scale_mask_softmax(x: mx.array, mask: mx.array, scale: float) -> mx.array:
+    """masked_softmax(scale * x, mask)."""
+    return _masked("scale_mask_softmax", x, mask, scale)
+
+
+def _masked(name: str, x: mx.array, mask: mx.array, scale: float) -> mx.array:
+    if x.shape != mask.shape:
+        raise ValueError(f"[{name}] mask must have x's shape {x.shape} but got {mask.shape}.")
+    kept = mask.astype(mx.bool_)
+    # A row without any element left has no largest one: 0 stands in, and its weights are dropped.
+    scores = mx.where(kept, scale * x.astype(mx.float32), -mx.inf)
+    scores = mx.where(kept.any(-1, keepdims=True), scores, 0)
+    return mx.where(kept, mx.softmax(scores, axis=-1), 0).astype(x.dtype)
+
+
+def attention_tile_proto(q: mx.array, k: mx.array) -> mx.array:
+    """q @ k.T in float32 for q and k [16, D]."""
+    if q.ndim != 2 or q.shape[0] != 16 or q.shape != k.shape:
+        raise ValueError(
+            f"[attention_tile_proto] q and k must both be (16, D) but got {q.shape} and {k.shape}."
+        )
+    return q.astype(mx.float32) @ k.astype(mx.float32).T
+
+
+@accepts("threadgroup")
+def paged_attention(
+    q: mx.array,
+    k_cache: mx.array,
+    v_cache: mx.array,
+    block_table: mx.array,
+    context_lens: mx.array,
+    scale: float | None = None,
+    *,
+    max_context: int = 4096,
+) -> mx.array:
+    """Attention of one query a sequence over its blocks of a cache: [B, H, D].
+
+    Args:
+        q: [B, H, D].
+        k_cache, v_cache: [blocks, size of a block, KV heads, D].
+        block_table: [B, most blocks of a sequence], indices of blocks.
+        context_lens: [B], tokens of each sequence; a sequence without any gives 0.
+        scale: of the scores, by default 1 / sqrt(D).
+        max_context: accepted and not needed: no context is too long.
+    """
+    batch, heads, d = q.shape
+    _, size, kv_heads, _ = k_cache.shape
+    if heads % kv_heads:
+        raise ValueError(
+            f"[paged_attention] q's heads must be a multiple of the cache's {kv_heads} "
+            f"but got {heads}."
+        )
+    length = block_table.shape[1] * size
+    used = mx.arange(length) < context_lens[:, None]
+    # Entries beyond a sequence's blocks may hold anything.
+    blocks = mx.where(used[:, ::size], block_table, 0)
+    keys, values = (
+        cache[blocks].reshape(batch, length, kv_heads, d).swapaxes(1, 2).astype(mx.float32)
+        for cache in (k_cache, v_cache)
+    )
+    grouped = q.astype(mx.float32).reshape(batch, kv_heads, heads // kv_heads, d)
+    scores = (d**-0.5 if scale is None else scale) * (grouped @ keys.swapaxes(-1, -2))
+    kept = mx.broadcast_to(used[:, None, None], scores.shape)
+    values = mx.where(used[:, None, :, None], values, 0)
+    return (masked_softmax(scores, kept) @ values).reshape(q.shape).astype(q.dtype)
+
+
+__all__ = [
+    "attention_tile_proto",
+    "logsumexp_lastdim",
+    "masked_softmax",
+    "paged_attention",
+    "scale_mask_softmax",
+]

@@ -1,0 +1,28 @@
+# zmlx/kernels/loss.py: cross entropy of a softmax.
+"""Softmax cross entropy of logits [.., N] and targets [..]."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from zmlx import ops
+from zmlx.kernels.options import accepts, returns
+
+
+@accepts("threadgroup")
+@returns(mx.float32)
+def softmax_cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
+    """logsumexp(logits) - logits[target] of each row, in float32."""
+    wide = logits.astype(mx.float32)
+    chosen = mx.take_along_axis(wide, targets[..., None].astype(mx.int32), axis=-1)[..., 0]
+    return ops.logsumexp(wide) - chosen
+
+
+@accepts("threadgroup", "compute_dtype")
+def softmax_cross_entropy_grad(logits: mx.array, targets: mx.array, cotan: mx.array) -> mx.array:
+    """The gradient of logits, in their dtype, from the gradient `cotan` [..] of the losses."""
+    loss = [cotan.astype(mx.float32)]
+    return mx.vjp(lambda x: softmax_cross_entropy(x, targets), [logits], loss)[1][0]
+
+
+__all__ = ["softmax_cross_entropy", "softmax_cross_entropy_grad"]

@@ -1,0 +1,275 @@
+# zmlx/kernels/moe.py: routing of a mixture of experts, and the sum of its experts' outputs.
+"""Routers, dispatch and combination: K experts of E for each token.
+
+Weights and indices are [.., K], largest first and of equal scores the lower index first; weights
+are float32 unless `compute_dtype` says otherwise.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from zmlx import ops
+from zmlx.kernels.options import accepts, check_dtype, returns
+
+
+@accepts("threadgroup")
+@returns(mx.float32)
+def top2_gating_softmax(x: mx.array) -> tuple[mx.array, mx.array]:
+    """The weights and indices of the 2 largest logits x [.., E]: a softmax over those two."""
+    return ops.moe_topk_gating(x.astype(mx.float32), k=2)
+
+
+@accepts("threadgroup")
+@returns(mx.float32)
+def topk_gating_softmax(
+    x: mx.array,
+    k: int = 2,
+    *,
+    expert_bias: mx.array | None = None,
+    norm_topk_prob: bool | None = None,
+) -> tuple[mx.array, mx.array]:
+    """The weights and indices of the k largest softmax probabilities of logits x [.., E].
+
+    Args:
+        expert_bias: [E], added to the probabilities; the weights include it.
+        norm_topk_prob: whether the weights are made to sum to one; yes for None.
+    """
+    normalise = norm_topk_prob is None or bool(norm_topk_prob)
+    logits = x.astype(mx.float32)
+    if expert_bias is None:
+        return ops.moe_topk_gating(logits, k=k, normalise=normalise)
+    if expert_bias.size != x.shape[-1]:
+        raise ValueError(
+            f"[topk_gating_softmax] expert_bias must have shape ({x.shape[-1]},) "
+            f"but got {expert_bias.shape}."
+        )
+    scores = ops.softmax(logits) + expert_bias.reshape(-1).astype(mx.float32)
+    weights, indices = ops.topk(scores, k=k)
+    if normalise:
+        weights = weights / (weights.sum(-1, keepdims=True) + 1e-20)
+    return weights, indices
+
+
+@returns(mx.float32)
+def router_argpartition_logits_topk(logits: mx.array, *, k: int) -> tuple[mx.array, mx.array]:
+    """A softmax over the k largest logits, in the order in which mx.argpartition gives them."""
+    if not 1 <= k <= logits.shape[-1]:
+        raise ValueError(
+            f"[router_argpartition_logits_topk] k must be from 1 to the number of experts, "
+            f"{logits.shape[-1]}, but got {k}."
+        )
+    wide = logits.astype(mx.float32)
+    indices = mx.argpartition(wide, kth=-k, axis=-1)[..., -k:]
+    return ops.softmax(mx.take_along_axis(wide, indices, axis=-1)), indices
+
+
+@accepts("threadgroup")
+@returns(mx.float32)
+def deepseek_router_topk_sigmoid(
+    logits: mx.array, bias: mx.array, *, k: int = 8, n_group: int = 1, topk_group: int = 1
+) -> tuple[mx.array, mx.array]:
+    """The k experts of largest sigmoid(logits) + bias (DeepSeek-V3, 2024).
+
+    The weights are their sigmoids, made to sum to one. With `n_group` groups of experts, only those
+    of the `topk_group` groups whose two best experts have the largest sum are eligible.
+    """
+    name = "deepseek_router_topk_sigmoid"
+    experts = logits.shape[-1]
+    if bias.size != experts:
+        raise ValueError(f"[{name}] bias must have shape ({experts},) but got {bias.shape}.")
+    if n_group < 1 or experts % n_group or not 1 <= topk_group <= n_group:
+        raise ValueError(
+            f"[{name}] n_group must divide the {experts} experts and topk_group must be from 1 to "
+            f"it but got {n_group} and {topk_group}."
+        )
+    wide, added = logits.astype(mx.float32), bias.reshape(-1).astype(mx.float32)
+    if topk_group == n_group:
+        return ops.moe_topk_gating(wide, added, k=k, scores="sigmoid")
+    affinity = ops.sigmoid(wide)
+    grouped = (affinity + added).reshape(*logits.shape[:-1], n_group, -1)
+    best = ops.topk(grouped, k=min(2, grouped.shape[-1]))[0].sum(-1)
+    chosen = ops.topk(best, k=topk_group)[1]
+    eligible = (mx.arange(n_group) == chosen[..., None]).any(-2)
+    scores = mx.where(eligible[..., None], grouped, -mx.inf).reshape(logits.shape)
+    indices = ops.topk(scores, k=k)[1]
+    weights = mx.take_along_axis(affinity, indices, axis=-1)
+    return weights / weights.sum(-1, keepdims=True), indices
+
+
+def moe_dispatch(x: mx.array, indices: mx.array) -> mx.array:
+    """x [.., D] once for each of its experts, indices [.., K]: [.., K, D].
+
+    A slot whose index is negative has no expert and is 0.
+    """
+    if x.shape[:-1] != indices.shape[:-1]:
+        raise ValueError(
+            f"[moe_dispatch] indices must have shape {x.shape[:-1]} and one more axis "
+            f"but got {indices.shape}."
+        )
+    return mx.where(indices[..., None] < 0, mx.array(0, x.dtype), x[..., None, :])
+
+
+def _combined(name: str, expert_outputs: mx.array, weights: mx.array) -> mx.array:
+    """The sum over k in float32, each product rounded before it is added."""
+    if expert_outputs.shape[:-1] != weights.shape:
+        raise ValueError(
+            f"[{name}] weights must have shape {expert_outputs.shape[:-1]} but got {weights.shape}."
+        )
+    return (expert_outputs.astype(mx.float32) * weights.astype(mx.float32)[..., None]).sum(-2)
+
+
+def moe_combine(expert_outputs: mx.array, weights: mx.array) -> mx.array:
+    """sum over k of weights [.., K] * expert_outputs [.., K, D]: [.., D], in the outputs' dtype."""
+    return _combined("moe_combine", expert_outputs, weights).astype(expert_outputs.dtype)
+
+
+def moe_combine_fp32(expert_outputs: mx.array, weights: mx.array) -> mx.array:
+    """moe_combine whose result is float32."""
+    return _combined("moe_combine_fp32", expert_outputs, weights)
+
+
+def moe_combine_exact(expert_outputs: mx.array, weights: mx.array) -> mx.array:
+    """moe_combine with each product and each sum rounded to the outputs' dtype."""
+    _combined("moe_combine_exact", expert_outputs, weights)  # for its check; nothing is computed
+    products = expert_outputs * weights.astype(expert_outputs.dtype)[..., None]
+    total = products[..., 0, :]
+    for k in range(1, weights.shape[-1]):
+        total = total + products[..., k, :]
+    return total
+
+
+moe_combine_no_fma = moe_combine
+moe_combine_fp32_no_fma = moe_combine_fp32
+moe_combine_fp32_no_fma_row_tile = moe_combine_fp32
+moe_combine_weighted_sum_fp32_no_fma = moe_combine_fp32
+
+
+def _check_act(name: str, act: mx.array, output_dtype: mx.Dtype | None) -> None:
+    check_dtype(name, output_dtype, "output_dtype")
+    if act.ndim != 3:
+        raise ValueError(f"[{name}] act must be [B, K, D] but got {act.shape}.")
+
+
+def _combined_as(
+    name: str, outputs: mx.array, gate: mx.array, output_dtype: mx.Dtype | None
+) -> mx.array:
+    return _combined(name, outputs, gate).astype(output_dtype or outputs.dtype)
+
+
+def gather_qmm_combine(
+    act: mx.array,
+    weights: mx.array,
+    gate: mx.array,
+    indices: mx.array,
+    *,
+    streaming: bool | None = None,
+    no_fma: bool = False,
+    output_dtype: mx.Dtype | None = None,
+    vectorized_k: bool = False,
+) -> mx.array:
+    """sum over k of gate[:, k] * (act[:, k] @ weights[indices[:, k]]): [B, D].
+
+    Args:
+        act: [B, K, C].
+        weights: [E, C, D].
+        gate: [B, K].
+        indices: [B, K], of experts.
+        output_dtype: of the result, by default act's.
+        streaming, no_fma, vectorized_k: accepted; there is one way of computing it.
+    """
+    name = "gather_qmm_combine"
+    _check_act(name, act, output_dtype)
+    outputs = mx.gather_mm(act[..., None, :], weights, rhs_indices=indices)[..., 0, :]
+    return _combined_as(name, outputs, gate, output_dtype)
+
+
+def gather_qmm_combine_quantized(
+    act: mx.array,
+    weights: mx.array,
+    scales: mx.array,
+    biases: mx.array,
+    gate: mx.array,
+    indices: mx.array,
+    *,
+    group_size: int = 64,
+    bits: int = 4,
+    streaming: bool | None = None,
+    no_fma: bool = False,
+    output_dtype: mx.Dtype | None = None,
+    vectorized_k: bool = False,
+) -> mx.array:
+    """gather_qmm_combine for weights [E, D, C] as mx.quantize gives them."""
+    name = "gather_qmm_combine_quantized"
+    _check_act(name, act, output_dtype)
+    outputs = mx.gather_qmm(
+        act[..., None, :],
+        weights,
+        scales,
+        biases,
+        rhs_indices=indices,
+        transpose=True,
+        group_size=group_size,
+        bits=bits,
+    )[..., 0, :]
+    return _combined_as(name, outputs, gate, output_dtype)
+
+
+def gather_mmk_combine(
+    act: mx.array,
+    weights: mx.array,
+    gate: mx.array,
+    indices: mx.array,
+    *,
+    no_fma: bool = False,
+    output_dtype: mx.Dtype | None = None,
+) -> mx.array:
+    """gather_qmm_combine."""
+    return gather_qmm_combine(act, weights, gate, indices, output_dtype=output_dtype)
+
+
+def gather_qmmk_combine_quantized(
+    act: mx.array,
+    weights: mx.array,
+    scales: mx.array,
+    biases: mx.array,
+    gate: mx.array,
+    indices: mx.array,
+    *,
+    group_size: int = 64,
+    bits: int = 4,
+    no_fma: bool = False,
+    output_dtype: mx.Dtype | None = None,
+) -> mx.array:
+    """gather_qmm_combine_quantized."""
+    return gather_qmm_combine_quantized(
+        act,
+        weights,
+        scales,
+        biases,
+        gate,
+        indices,
+        group_size=group_size,
+        bits=bits,
+        output_dtype=output_dtype,
+    )
+
+
+__all__ = [
+    "deepseek_router_topk_sigmoid",
+    "gather_mmk_combine",
+    "gather_qmm_combine",
+    "gather_qmm_combine_quantized",
+    "gather_qmmk_combine_quantized",
+    "moe_combine",
+    "moe_combine_exact",
+    "moe_combine_fp32",
+    "moe_combine_fp32_no_fma",
+    "moe_combine_fp32_no_fma_row_tile",
+    "moe_combine_no_fma",
+    "moe_combine_weighted_sum_fp32_no_fma",
+    "moe_dispatch",
+    "router_argpartition_logits_topk",
+    "top2_gating_softmax",
+    "topk_gating_softmax",
+]
