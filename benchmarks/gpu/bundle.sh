@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # benchmarks/gpu/bundle.sh: packs what a Linux GPU machine without a package index needs to run benchmarks/gpu/run.sh.
 #
-#   benchmarks/gpu/bundle.sh OUT [--llama]
+#   benchmarks/gpu/bundle.sh OUT [--llama] [--sanitizer]
 #
 # OUT gets MLX's CUDA wheel for Python 3.12 with the GPU code of one architecture (SM, default 90: H100, H200), mlx-lm, this
-# checkout's committed files and Highway's headers and library: about 30 MB; with --llama llama.cpp's sources too. The GPU
-# machine needs Python 3.12 with nanobind, cmake, ninja, numpy, scipy, click, rich, jsonschema, tokenizers and transformers, NVIDIA's CUDA 13
+# checkout's committed files, and the headers and libraries of Highway and GoogleTest: about 30 MB; with --llama llama.cpp's
+# sources too (80 MB), with --sanitizer NVIDIA's compute-sanitizer (18 MB). The GPU machine needs Python 3.12 with pytest, nanobind, cmake, ninja, numpy, scipy, click, rich, jsonschema, tokenizers and transformers, NVIDIA's CUDA 13
 # libraries (cuDNN, cuBLAS, NVRTC, ... as PyTorch's wheels bring them), and a C++20 compiler.
 set -euo pipefail
-out=${1:?usage: bundle.sh OUT [--llama]}
+out=${1:?usage: bundle.sh OUT [--llama] [--sanitizer]}
 sm=${SM:-90}
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
@@ -29,17 +29,25 @@ mkdir "$scratch/cuda"
 "$python" "$here/keep_architecture.py" "$scratch/cuda/mlx/lib/libmlx.so" "$sm"
 tar -C "$scratch/cuda" -c . | xz -6 -T0 >"$out/mlx_cuda.tar.xz"
 
-(cd "$scratch" && apt-get download -q libhwy-dev libhwy1 >/dev/null)
+"${download[@]}" hypothesis sortedcontainers
+cp "$scratch"/hypothesis-*.whl "$scratch"/sortedcontainers-*.whl "$out"/
+
+(cd "$scratch" && apt-get download -q libhwy-dev libhwy1 libgtest-dev >/dev/null)
 for package in "$scratch"/*.deb; do
-  dpkg-deb -x "$package" "$scratch/highway"
+  dpkg-deb -x "$package" "$scratch/libraries"
 done
-tar -C "$scratch/highway" -cJf "$out/highway.tar.xz" .
+tar -C "$scratch/libraries" -cJf "$out/libraries.tar.xz" .
 
 git -C "$root" archive --format=tar HEAD | xz -6 >"$out/zmlx.tar.xz"
 git -C "$root" rev-parse HEAD >"$out/commit"
-if [[ ${2:-} == --llama ]]; then
+if [[ " $* " == *" --llama "* ]]; then
   "${download[@]}" --no-binary llama-cpp-python llama-cpp-python==0.3.36
-  cp "$scratch"/llama_cpp_python-*.tar.gz "$out"/
+  "${download[@]}" gguf
+  cp "$scratch"/llama_cpp_python-*.tar.gz "$scratch"/gguf-*.whl "$out"/
+fi
+if [[ " $* " == *" --sanitizer "* ]]; then
+  "${download[@]}" nvidia-cuda-sanitizer-api
+  cp "$scratch"/nvidia_cuda_sanitizer_api-*.whl "$out"/
 fi
 cp "$here/run.sh" "$out/"
 du -sh "$out"
