@@ -15,6 +15,25 @@ from typing import Any
 import mlx.core as mx
 
 from zmlx import _ext
+from zmlx.layer_ops import (
+    adamw_step,
+    conv1d_silu,
+    depthwise_conv,
+    dequantise,
+    gated_delta_update,
+    pack_bits,
+    paged_attention,
+    resize_bilinear,
+    unpack_bits,
+)
+from zmlx.rope_ops import (
+    apply_rope,
+    apply_rope_qk,
+    rope,
+    rope_cache_update,
+    rope_qk,
+    rope_tables,
+)
 
 
 def _parameter(name: str, otherwise: Any, given: bool) -> inspect.Parameter:
@@ -133,4 +152,25 @@ def dropout(x: mx.array, p: float | mx.array = 0.5, key: mx.array | None = None)
     return _ext.apply("dropout", [x, key, p], {})[0]
 
 
-__all__ = sorted({*_FUNCTIONS, "dropout", "geglu", "rms_norm", "swiglu"})
+_WRITTEN = (
+    adamw_step,
+    apply_rope,
+    apply_rope_qk,
+    conv1d_silu,
+    depthwise_conv,
+    dequantise,
+    dropout,
+    gated_delta_update,
+    geglu,
+    pack_bits,
+    paged_attention,
+    resize_bilinear,
+    rms_norm,
+    rope,
+    rope_cache_update,
+    rope_qk,
+    rope_tables,
+    swiglu,
+    unpack_bits,
+)
+__all__ = sorted({*_FUNCTIONS, *(function.__name__ for function in _WRITTEN)})

@@ -6,6 +6,7 @@
 #include "zmlx/kernel/cpu/rows.h"
 #include "zmlx/kernel/cuda/weights.h"
 #include "zmlx/ops/check.h"
+#include "zmlx/ops/floating.h"
 #include "zmlx/ops/weight.h"
 
 namespace zmlx {
@@ -14,26 +15,9 @@ namespace {
 constexpr const char* name = "embedding";
 constexpr int64_t piece = 256; // elements that one step decodes
 
-struct Valued {
-  const char* name;
-  Dtype dtype;
-  mx::Dtype mlx;
-};
-
-constexpr Valued valued_types[] = {
-    {"float32", Dtype::f32, mx::float32},
-    {"float16", Dtype::f16, mx::float16},
-    {"bfloat16", Dtype::bf16, mx::bfloat16}};
-
 /// The attribute that says the values' dtype where scales are bytes; the default is MLX's.
-const Valued& asked_dtype(const Attrs& attrs) {
-  const std::string asked = attrs.has("dtype") ? attrs.text("dtype") : "bfloat16";
-  for (auto& type : valued_types) {
-    if (asked == type.name) {
-      return type;
-    }
-  }
-  fail(name, "dtype must be float32, float16 or bfloat16 but got ", asked, ".");
+const FloatingType& asked_dtype(const Attrs& attrs) {
+  return floating_named(name, attrs.has("dtype") ? attrs.text("dtype") : "bfloat16");
 }
 
 Types types(const Types& in, const Attrs& attrs) {

@@ -18,11 +18,9 @@ void rope_units(const Call& call, const cpu::Rope& rope, Range units) {
   const int64_t tokens = shape[2];
   const int64_t heads = shape[0] * shape[1];
   const size_t n = static_cast<size_t>(shape[3]);
-  const size_t dims = static_cast<size_t>(rope.dims);
   const int32_t* offsets = call.in[1].as<int32_t>();
   const bool own_offsets = call.in[1].shape().size() > 1;
   Rotation rotation;
-  HWY_ALIGN float row[cpu::max_rope_dims];
   for (int64_t unit = units.begin; unit < units.end; ++unit) {
     const int64_t t = unit / heads;
     const int64_t start = ((unit % heads) * tokens + t) * shape[3];
@@ -30,14 +28,7 @@ void rope_units(const Call& call, const cpu::Rope& rope, Range units) {
     T* out = call.out[0].as<T>() + start;
     const int64_t offset = offsets[own_offsets ? unit % heads / shape[1] : 0];
     turn_to<T>(rotation, offset + t, rope, call.in[2].as<float>());
-    for (size_t i = 0; i < dims; i += lanes()) {
-      store_some(load_some(x + i, dims - i), row + i, dims - i);
-    }
-    rotate<T>(rotation, rope, row);
-    for (size_t i = 0; i < dims; i += lanes()) {
-      store_some(load_some(row + i, dims - i), out + i, dims - i);
-    }
-    std::copy(x + dims, x + n, out + dims);
+    rotate_row(rotation, rope, x, n, out);
   }
 }
 
@@ -81,21 +72,46 @@ void expect_rope(const char* op, const Type& inv_freq, int64_t dims, int64_t wid
   expect_shape(op, "inv_freq", inv_freq, {dims / 2});
 }
 
+mx::array rotated_reference(
+    const mx::array& x,
+    const mx::array& cosine,
+    const mx::array& sine,
+    bool traditional) {
+  const int dims = 2 * cosine.shape(-1);
+  const auto last = x.ndim() - 1;
+  const auto& end = x.shape();
+  auto rotated = end;
+  rotated[last] = dims;
+  mx::Shape first(x.ndim(), 0);
+  auto second = first;
+  second[last] = traditional ? 1 : dims / 2;
+  mx::Shape strides(x.ndim(), 1);
+  strides[last] = traditional ? 2 : 1;
+  auto first_end = rotated;
+  first_end[last] = traditional ? dims : dims / 2;
+
+  auto a = mx::slice(x, first, first_end, strides);
+  auto b = mx::slice(x, second, rotated, strides);
+  auto c = a * cosine - b * sine;
+  auto d = a * sine + b * cosine;
+  Arrays parts = {c, d};
+  if (traditional) {
+    parts = {mx::reshape(
+        mx::concatenate({mx::expand_dims(c, -1), mx::expand_dims(d, -1)}, -1), rotated)};
+  }
+  if (dims < x.shape(-1)) {
+    auto rest = first;
+    rest[last] = dims;
+    parts.push_back(mx::slice(x, rest, end));
+  }
+  return mx::concatenate(parts, -1);
+}
+
 mx::array rope_reference(
     const mx::array& x,
     const mx::array& offset,
     const mx::array& inv_freq,
     const cpu::Rope& rope) {
-  int dims = static_cast<int>(rope.dims);
-  const auto& end = x.shape();
-  auto rotated = end;
-  rotated[3] = dims;
-  mx::Shape first = {0, 0, 0, 0};
-  mx::Shape second = {0, 0, 0, rope.traditional ? 1 : dims / 2};
-  mx::Shape strides = {1, 1, 1, rope.traditional ? 2 : 1};
-  auto first_end = rotated;
-  first_end[3] = rope.traditional ? dims : dims / 2;
-
   auto first_position =
       mx::reshape(offset, offset.size() == 1 ? mx::Shape{} : mx::Shape{x.shape(0), 1, 1});
   auto position =
@@ -103,19 +119,7 @@ mx::array rope_reference(
   auto angle = mx::expand_dims(position, -1) * inv_freq;
   auto cosine = mx::astype(mx::cos(angle), x.dtype());
   auto sine = mx::astype(mx::sin(angle), x.dtype());
-  auto a = mx::slice(x, first, first_end, strides);
-  auto b = mx::slice(x, second, rotated, strides);
-  auto c = a * cosine - b * sine;
-  auto d = a * sine + b * cosine;
-  Arrays parts = {c, d};
-  if (rope.traditional) {
-    parts = {mx::reshape(
-        mx::concatenate({mx::expand_dims(c, -1), mx::expand_dims(d, -1)}, -1), rotated)};
-  }
-  if (dims < x.shape(3)) {
-    parts.push_back(mx::slice(x, {0, 0, 0, dims}, end));
-  }
-  return mx::concatenate(parts, -1);
+  return rotated_reference(x, cosine, sine, rope.traditional);
 }
 
 namespace {

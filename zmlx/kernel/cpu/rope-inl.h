@@ -1,5 +1,6 @@
 // zmlx/kernel/cpu/rope-inl.h: rotary position embedding of one head's row. Included once for each
 // instruction set.
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -100,6 +101,32 @@ void rotate(const Rotation& r, bool traditional, float* x) {
 template <typename T>
 void rotate(const Rotation& r, const cpu::Rope& rope, float* x) {
   rope.exact ? rotate<T, true>(r, rope.traditional, x) : rotate<T, false>(r, rope.traditional, x);
+}
+
+/// A row of tables, cosines and sines [dims / 2], as the rotation to make.
+template <typename Table>
+void turn_by(Rotation& r, const Table* cosine, const Table* sine, const cpu::Rope& rope) {
+  r.half = static_cast<size_t>(rope.dims) / 2;
+  for (size_t i = 0; i < r.half; i += lanes()) {
+    const size_t left = r.half - i;
+    store_some(load_some(cosine + i, left), r.cosine + i, left);
+    store_some(load_some(sine + i, left), r.sine + i, left);
+  }
+}
+
+/// x [n] with its first elements rotated, to `out`.
+template <typename T>
+void rotate_row(const Rotation& r, const cpu::Rope& rope, const T* x, size_t n, T* out) {
+  HWY_ALIGN float row[cpu::max_rope_dims];
+  const size_t dims = static_cast<size_t>(rope.dims);
+  for (size_t i = 0; i < dims; i += lanes()) {
+    store_some(load_some(x + i, dims - i), row + i, dims - i);
+  }
+  rotate<T>(r, rope, row);
+  for (size_t i = 0; i < dims; i += lanes()) {
+    store_some(load_some(row + i, dims - i), out + i, dims - i);
+  }
+  std::copy(x + dims, x + n, out + dims);
 }
 
 } // namespace zmlx::HWY_NAMESPACE
