@@ -26,20 +26,6 @@ void for_all(F&& f, bool needs_kernel = true) {
   }
 }
 
-/// Outputs in a form that two right answers share: indices may come in any order, and where
-/// activations are rounded nearly equal values may be chosen either way.
-Arrays comparable(Arrays outputs, mx::Dtype dtype) {
-  for (size_t i = 0; i < outputs.size(); ++i) {
-    if (outputs[i].dtype() == mx::uint32) {
-      outputs[i] = dtype == mx::float32 ? mx::sort(outputs[i], -1) : mx::zeros_like(outputs[i]);
-      if (i + 1 < outputs.size() && outputs[i + 1].shape() == outputs[i].shape()) {
-        outputs[i + 1] = mx::sort(outputs[i + 1], -1);
-      }
-    }
-  }
-  return outputs;
-}
-
 TEST(Ops, HaveNamesDocsAndCases) {
   EXPECT_GE(all_ops().size(), 8u);
   for (auto* op : all_ops()) {

@@ -1,10 +1,8 @@
 // zmlx/kernel/cuda/base.cuh: types, memory, warp and tensor core primitives of the CUDA kernels. Needs no header of the CUDA
-// toolkit, so that NVRTC alone compiles it; with ZMLX_HOST it is ordinary C++ (kernel/simt/cuda_host.h).
+// toolkit, so that NVRTC alone compiles it; with ZMLX_HOST it is ordinary C++ behind tests/cpp/cuda_host.h.
 #pragma once
 
-#ifdef ZMLX_HOST
-#include "zmlx/kernel/simt/cuda_host.h"
-#else
+#ifndef ZMLX_HOST
 
 using int8_t = signed char;
 using uint8_t = unsigned char;
@@ -18,14 +16,14 @@ using size_t = unsigned long;
 
 #define ZMLX_DEVICE __device__ __forceinline__
 
-#endif
-
 struct bf16 {
   uint16_t bits;
 };
 struct f16 {
   uint16_t bits;
 };
+
+#endif
 
 /// A tensor's address: fixed when the launch was built, or read from device memory when it runs.
 struct Pointer {
