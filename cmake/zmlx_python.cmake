@@ -17,6 +17,7 @@ find_package(nanobind 3.1.0 EXACT CONFIG REQUIRED)
 nanobind_add_module(_ext NB_STATIC NB_DOMAIN mlx NB_SUPPRESS_WARNINGS
   ${PROJECT_SOURCE_DIR}/python/src/authoring.cpp
   ${PROJECT_SOURCE_DIR}/python/src/ext.cpp
+  ${PROJECT_SOURCE_DIR}/python/src/metal.cpp
   ${PROJECT_SOURCE_DIR}/python/src/runner.cpp)
 target_link_libraries(_ext PRIVATE zmlx zmlx_options)
 nanobind_add_stub(_ext_stub

@@ -8,6 +8,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "authoring.h"
+#include "metal.h"
 #include "mlx/mlx.h"
 #include "mlx/version.h"
 #include "runner.h"
@@ -161,6 +162,7 @@ NB_MODULE(_ext, m) {
   });
 
   bind_authoring(m);
+  bind_metal(m);
 
   nb::class_<RewriteReport>(m, "RewriteReport")
       .def_ro("fired", &RewriteReport::fired)

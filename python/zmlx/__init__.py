@@ -39,6 +39,7 @@ _PARTS = (
     "bench",
     "elementwise",
     "kernels",
+    "metal",
     "nn",
     "ops",
     "optimizers",

@@ -1,5 +1,5 @@
-// tests/cpp/lang_gpu_test.cpp: kernels printed for CUDA and Metal, compiled as C++ and run on the
-// CPU a thread at a time, against the language's double precision.
+// tests/cpp/lang_gpu_test.cpp: kernels printed for CUDA, compiled as C++ and run on the CPU a
+// thread at a time, against the language's double precision. msl_test.cpp runs those for Metal.
 #include <cmath>
 
 #include "op_testing.h"
@@ -16,7 +16,7 @@ constexpr int rows = 3;
 constexpr int columns = 5;
 constexpr const char* names[] = {"a", "b", "c"};
 
-/// Types and functions that both languages have.
+/// Types, and what makes functions.
 constexpr const char* common = R"(
 using int8_t = signed char;
 using uint8_t = unsigned char;
@@ -61,36 +61,6 @@ struct Extent {
 };
 static void wait_for_predecessor() {}
 static void start_successor() {}
-)";
-
-/// What MLX puts before a Metal kernel.
-constexpr const char* metal = R"(
-using uint = unsigned int;
-struct half { half(float) {} operator float() const { return 0; } };
-using bfloat16_t = half;
-#define INFINITY __builtin_inff()
-#define NAN __builtin_nanf("")
-template <typename T, typename U> T as_type(U x) { return __builtin_bit_cast(T, x); }
-#undef one
-#undef two
-#define one(name) static float name(float x) { return __builtin_##name##f(x); }
-#define two(name) static float name(float x, float y) { return __builtin_##name##f(x, y); }
-namespace metal {
-one(fabs) one(floor) one(rint) one(ceil) one(trunc) two(copysign) two(fmod)
-static float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-namespace precise {
-one(exp) one(log) one(sqrt) one(sin) one(cos) one(atan) one(asin) one(acos) one(tanh) two(pow)
-static float rsqrt(float x) { return 1.0f / __builtin_sqrtf(x); }
-}
-}
-static int64_t elem_to_loc(uint i, const int* shape, const int64_t* strides, int ndim) {
-  int64_t place = 0;
-  for (int d = ndim - 1; d >= 0; --d) {
-    place += i % uint(shape[d]) * strides[d];
-    i /= uint(shape[d]);
-  }
-  return place;
-}
 )";
 
 struct Case {
@@ -180,32 +150,6 @@ TEST_P(LangGpu, a_cuda_kernel_computes_its_expression_on_strided_inputs) {
           "  for (blockIdx.x = 0; blockIdx.x < 2; ++blockIdx.x)\n"
           "    for (threadIdx.x = 0; threadIdx.x < 4; ++threadIdx.x)\n      " +
           launch.kernel + "(" + arguments + ");\n}\n",
-      library_);
-  Data data;
-  float out[rows * columns] = {};
-  run(data.pointers, out);
-  expect_values(example, data, out, GetParam()->name);
-}
-
-TEST_P(LangGpu, a_metal_kernel_computes_its_expression_on_strided_inputs) {
-  auto example = case_of(*GetParam());
-  auto text = metal_text({example.program, {Dtype::f32, Dtype::f32, Dtype::f32}, {Dtype::f32}});
-  std::string views;
-  for (size_t i = 0; i < 3; ++i) {
-    auto n = std::to_string(i);
-    views += "  const int in" + n + "_shape[] = {" + std::to_string(rows) + ", " +
-        std::to_string(columns) + "};\n  const int64_t in" + n + "_strides[] = {" +
-        std::to_string(strides[i][0]) + ", " + std::to_string(strides[i][1]) +
-        "};\n  const int in" + n + "_ndim = 2;\n  auto in" + n +
-        " = static_cast<const float*>(in[" + n + "]);\n";
-  }
-  auto run = compiled(
-      common + std::string(metal) + text.prelude +
-          "extern \"C\" void run(const void* const* in, float* out0) {\n" + views +
-          "  struct { uint x; } thread_position_in_grid;\n"
-          "  for (thread_position_in_grid.x = 0; thread_position_in_grid.x < " +
-          std::to_string(rows * columns) + "; ++thread_position_in_grid.x) {\n" + text.kernel +
-          "  }\n}\n",
       library_);
   Data data;
   float out[rows * columns] = {};

@@ -66,7 +66,7 @@ inline Argument extent(int64_t value) {
 
 /// One launch of a `__global__` function template.
 struct Launch {
-  std::string source; // a file of zmlx/kernel/cuda: "linear.cuh"
+  std::string source; // a file of zmlx/kernel/cuda: "linear.cuh"; "": all is in `text`
   std::string kernel; // the instantiation: "linear_rows<bf16, Affine<4, 64>, 1>"
   std::array<uint32_t, 3> grid{1, 1, 1};
   std::array<uint32_t, 3> block{1, 1, 1};

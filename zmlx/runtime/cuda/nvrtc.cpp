@@ -179,7 +179,7 @@ Binary compile(
     const std::vector<std::string>& instantiations,
     int architecture,
     std::string_view more) {
-  auto text = source_text(file).append(more);
+  auto text = (file.empty() ? std::string() : source_text(file)).append(more);
   std::string why;
   auto version = nvrtc_version(&why);
   if (version.empty()) {
