@@ -14,8 +14,13 @@ from zmlx.kernels.optimizers import adamw_step
 class AdamW(mlx.optimizers.AdamW):
     """mlx.optimizers.AdamW, whose update of a parameter is one pass over memory.
 
-    Its arguments, state and results are those of MLX's, but for rounding: it computes in float32.
+    Its arguments, state and results are those of MLX's, but for rounding: it computes in float32,
+    and its moments are float32 whatever the parameters are.
     """
+
+    def init_single(self, parameter: mx.array, state: dict[str, Any]) -> None:
+        """Moments of zeros."""
+        state["m"], state["v"] = (mx.zeros(parameter.shape, mx.float32) for _ in range(2))
 
     def apply_single(
         self, gradient: mx.array, parameter: mx.array, state: dict[str, Any]

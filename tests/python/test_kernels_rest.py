@@ -178,6 +178,7 @@ def test_adamw_runs_the_fused_step(monkeypatch: pytest.MonkeyPatch) -> None:
     optimizer.update(model, nn.value_and_grad(model, model.loss)(mx.ones((2, 4), mx.bfloat16))[1])
     assert len(calls) == 2  # a weight and a bias
     assert model.w.dtype == mx.bfloat16
+    assert optimizer.state["w"]["m"].dtype == mx.float32
 
 
 def test_a_kernel_can_be_tested_against_a_reference() -> None:
@@ -207,12 +208,8 @@ def test_a_kernel_can_be_timed() -> None:
 X = mx.zeros((2, 3))
 MISTAKES = [
     (
-        lambda: image.resize_bilinear(X, (2, 2)),
-        "[resize_bilinear] expected x [N, H, W, C] and a size of at least (1, 1) but got (2, 3)",
-    ),
-    (
         lambda: image.depthwise_conv_3x3(X, X),
-        "[depthwise_conv_3x3] expected x [N, H, W, C] and w [3, 3, C] but got (2, 3) and (2, 3).",
+        "[depthwise_conv_3x3] w must be (3, 3, C) but got (2, 3).",
     ),
     (
         lambda: linear.fused_linear_bias_silu(X, X, X),
@@ -224,7 +221,7 @@ MISTAKES = [
     ),
     (
         lambda: steps.adamw_step(X, X, X[0], X, 0.1, 1),
-        "[adamw_step] m must have p's shape (2, 3) but got (3,).",
+        "[adamw_step] m must have shape (2, 3) but got (3,).",
     ),
     (
         lambda: indexing.fused_gather_add(X, mx.array([0.5]), X),

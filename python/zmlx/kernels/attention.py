@@ -6,7 +6,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from zmlx import ops
-from zmlx.kernels.options import accepts
+from zmlx.kernels.options import accepts, like
 
 
 @accepts("threadgroup", "compute_dtype")
@@ -70,26 +70,7 @@ def paged_attention(
         scale: of the scores, by default 1 / sqrt(D).
         max_context: accepted and not needed: no context is too long.
     """
-    batch, heads, d = q.shape
-    _, size, kv_heads, _ = k_cache.shape
-    if heads % kv_heads:
-        raise ValueError(
-            f"[paged_attention] q's heads must be a multiple of the cache's {kv_heads} "
-            f"but got {heads}."
-        )
-    length = block_table.shape[1] * size
-    used = mx.arange(length) < context_lens[:, None]
-    # Entries beyond a sequence's blocks may hold anything.
-    blocks = mx.where(used[:, ::size], block_table, 0)
-    keys, values = (
-        cache[blocks].reshape(batch, length, kv_heads, d).swapaxes(1, 2).astype(mx.float32)
-        for cache in (k_cache, v_cache)
-    )
-    grouped = q.astype(mx.float32).reshape(batch, kv_heads, heads // kv_heads, d)
-    scores = (d**-0.5 if scale is None else scale) * (grouped @ keys.swapaxes(-1, -2))
-    kept = mx.broadcast_to(used[:, None, None], scores.shape)
-    values = mx.where(used[:, None, :, None], values, 0)
-    return (masked_softmax(scores, kept) @ values).reshape(q.shape).astype(q.dtype)
+    return ops.paged_attention(q, *like(q, k_cache, v_cache), block_table, context_lens, scale)
 
 
 __all__ = [

@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from zmlx import elementwise, ops
+from zmlx import ops
 from zmlx.kernels.options import accepts, like
-
-_GATE = elementwise("normed * silu(z)", inputs=("normed", "z"), name="gated_rmsnorm_silu")
 
 
 @accepts("threadgroup")
@@ -28,9 +26,8 @@ def fused_conv1d_silu(conv_input: mx.array, weight: mx.array) -> tuple[mx.array,
             f"[fused_conv1d_silu] weight must be {taps} taps for each of {channels} channels "
             f"but got {weight.shape}."
         )
-    filters = weight.reshape(channels, taps).T.astype(mx.float32)
-    y = (conv_input.astype(mx.float32) * filters).sum(1, keepdims=True)
-    return ops.silu(y).astype(conv_input.dtype), conv_input[:, 1:]
+    (filters,) = like(conv_input, weight.reshape(channels, taps))
+    return ops.conv1d_silu(conv_input[:, -1:], filters, conv_input[:, :-1])
 
 
 @accepts("threadgroup")
@@ -38,9 +35,7 @@ def gated_rmsnorm_silu(
     y: mx.array, z: mx.array, weight: mx.array, *, eps: float = 1e-6
 ) -> mx.array:
     """rms_norm(y, weight) * silu(z) for y and z [.., N], weight [N]."""
-    if y.shape != z.shape:
-        raise ValueError(f"[gated_rmsnorm_silu] z must have y's shape {y.shape} but got {z.shape}.")
-    return _GATE(ops.rms_norm(y, *like(y, weight), eps=eps), *like(y, z))
+    return ops.gated_rms_norm(y, *like(y, z, weight), eps=eps)
 
 
 def fused_input_proj(

@@ -8,30 +8,19 @@ comes back with one axis.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import mlx.core as mx
 
 from zmlx import elementwise, ops
-from zmlx.kernels.options import accepts, returns
+from zmlx.kernels.options import accepts, check_dtype, returns
 
 _SWIGLU = elementwise(
     "silu(a * a_scale) * (b * b_scale)",
     inputs=("a", "a_scale", "b", "b_scale"),
     name="fused_swiglu_quant",
 )
-# The quantiles of a normal distribution (Dettmers et al., 2023).
-# fmt: off
-_NF4 = [
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
-    -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
-    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
-    0.7229568362236023, 1.0,
-]
-# fmt: on
-
-
-def _unpacked(x: mx.array) -> mx.array:
-    """The halves of bytes, the lower one first, with one axis."""
-    return mx.stack([x & 15, x >> 4], axis=-1).reshape(-1)
 
 
 def _of_blocks(scales: mx.array, block_size: int, count: int) -> mx.array:
@@ -39,78 +28,97 @@ def _of_blocks(scales: mx.array, block_size: int, count: int) -> mx.array:
     return mx.repeat(scales.reshape(-1).astype(mx.float32), block_size)[:count]
 
 
+def _values(x: mx.array, scale: mx.array, format: str, **options: Any) -> mx.array:
+    """Codes times a scale; two codes in a byte come back with one axis."""
+    packed = format in ("uint4", "nf4")
+    codes = x.reshape(-1) if packed else x
+    return ops.dequantise_blocks(codes, scale.astype(mx.float32), format=format, **options)
+
+
 @returns(mx.float32)
 def dequantize_int8(x: mx.array, scale: mx.array) -> mx.array:
     """x * scale for x int8."""
-    return x.astype(mx.float32) * scale
+    return _values(x, scale, "int8")
 
 
 @returns(mx.float32)
 def dequantize_silu_int8(x: mx.array, scale: mx.array) -> mx.array:
     """silu(x * scale) for x int8."""
-    return ops.silu(x.astype(mx.float32) * scale)
+    return _values(x, scale, "int8", activation="silu")
 
 
 @returns(mx.float32)
 def dequantize_int4(x: mx.array, scale: mx.array) -> mx.array:
     """code * scale for codes 0 to 15, two in each byte of x."""
-    return _unpacked(x).astype(mx.float32) * scale
+    return _values(x, scale, "uint4")
 
 
 @returns(mx.float32)
 def dequantize_blockwise(
     x: mx.array, scales: mx.array, *, block_size: int = 128, bits: int = 8
 ) -> mx.array:
-    """code * the scale of its block, with one axis: int8 codes, or codes 0 to 15 for 4 bits."""
+    """code * the scale of its block, with one axis: x of 8 bits, or codes 0 to 15 for 4 bits."""
     if bits not in (4, 8):
         raise ValueError(f"[dequantize_blockwise] bits must be 4 or 8 but got {bits}.")
-    codes = x.reshape(-1) if bits == 8 else _unpacked(x)
-    return codes.astype(mx.float32) * _of_blocks(scales, block_size, codes.size)
+    of_bytes = "uint8" if x.dtype == mx.uint8 else "int8"
+    codes = x.reshape(-1)
+    return _values(codes, scales, of_bytes if bits == 8 else "uint4", block_size=block_size)
 
 
 @returns(mx.float32)
 def dequantize_fp8(x: mx.array, scale: mx.array, *, variant: str = "e4m3") -> mx.array:
     """Values of bytes x times scale; `variant` is e4m3 (no infinities) or e5m2."""
-    if variant == "e4m3":
-        return mx.from_fp8(x, mx.float32) * scale
-    if variant == "e5m2":  # the upper half of a float16
-        return (x.astype(mx.uint16) << 8).view(mx.float16).astype(mx.float32) * scale
-    raise ValueError(f"[dequantize_fp8] variant must be e4m3 or e5m2 but got {variant}.")
+    if variant not in ("e4m3", "e5m2"):
+        raise ValueError(f"[dequantize_fp8] variant must be e4m3 or e5m2 but got {variant}.")
+    return _values(x, scale, variant)
 
 
 @returns(mx.float32)
 def dequantize_nf4(x: mx.array, scale: mx.array) -> mx.array:
     """Quantiles of a normal distribution (NF4), two codes in each byte of x, times scale."""
-    return mx.array(_NF4)[_unpacked(x)] * scale
+    return _values(x, scale, "nf4")
 
 
-@returns(mx.float32)
-def dequantize_affine_packed(
-    x: mx.array, scales: mx.array, biases: mx.array, *, bits: int = 4, group_size: int = 64
-) -> mx.array:
+def _affine(name: str, activation: str, doc: str) -> Callable[..., mx.array]:
+    def function(
+        x: mx.array,
+        scales: mx.array,
+        biases: mx.array,
+        *,
+        bits: int = 4,
+        group_size: int = 64,
+        compute_dtype: mx.Dtype | None = None,
+    ) -> mx.array:
+        check_dtype(name, compute_dtype)
+        return ops.dequantise(
+            x,
+            scales,
+            biases,
+            group_size,
+            bits,
+            activation=activation,
+            dtype=compute_dtype or mx.float32,
+        )
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = doc
+    return function
+
+
+dequantize_affine_packed = _affine(
+    "dequantize_affine_packed",
+    "none",
     """code * scale + bias for x [.., words], scales and biases [.., groups] of mx.quantize.
 
     2, 3, 4, 5, 6 or 8 bits without gaps: [.., 32 * words / bits].
-    """
-    wide = [a.astype(mx.float32) for a in (scales, biases)]
-    return mx.dequantize(x, *wide, group_size=group_size, bits=bits)
-
-
-@returns(mx.float32)
-def dequantize_affine_packed_silu(
-    x: mx.array, scales: mx.array, biases: mx.array, *, bits: int = 4, group_size: int = 64
-) -> mx.array:
-    """silu of dequantize_affine_packed."""
-    return ops.silu(dequantize_affine_packed(x, scales, biases, bits=bits, group_size=group_size))
-
-
-@returns(mx.float32)
-def dequantize_affine_packed_gelu(
-    x: mx.array, scales: mx.array, biases: mx.array, *, bits: int = 4, group_size: int = 64
-) -> mx.array:
-    """gelu_tanh of dequantize_affine_packed."""
-    wide = dequantize_affine_packed(x, scales, biases, bits=bits, group_size=group_size)
-    return ops.gelu_tanh(wide)
+    """,
+)
+dequantize_affine_packed_silu = _affine(
+    "dequantize_affine_packed_silu", "silu", "silu of dequantize_affine_packed."
+)
+dequantize_affine_packed_gelu = _affine(
+    "dequantize_affine_packed_gelu", "gelu_tanh", "gelu_tanh of dequantize_affine_packed."
+)
 
 
 @returns(mx.float32)
