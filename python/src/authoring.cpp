@@ -1,12 +1,14 @@
 // python/src/authoring.cpp: text in, kernels out. Thin.
 #include "authoring.h"
 
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include "mlx/mlx.h"
 #include "zmlx/graph/capture.h"
+#include "zmlx/kernel/lang/fold.h"
 #include "zmlx/kernel/lang/parse.h"
 #include "zmlx/runtime/elementwise.h"
 #include "zmlx/runtime/error.h"
@@ -49,8 +51,10 @@ void bind_authoring(nb::module_& m) {
              const std::string& compute_dtype,
              const Names& gradients,
              const std::string& prelude,
-             const std::string& header) {
+             const std::string& header,
+             bool keepdims) {
             ElementwiseSpec spec{name, inputs};
+            spec.keepdims = keepdims;
             lang::Source source{text, inputs, name, "", header};
             spec.outputs = outputs.empty() ? std::vector{lang::parse(source)}
                                            : lang::parse_outputs(source, outputs);
@@ -72,7 +76,28 @@ void bind_authoring(nb::module_& m) {
           "compute_dtype"_a = "",
           "gradients"_a = Names(),
           "prelude"_a = "",
-          "header"_a = "")
+          "header"_a = "",
+          "keepdims"_a = true)
+      .def_static(
+          "folds",
+          [](const std::string& name,
+             const Names& inputs,
+             const std::vector<std::array<std::string, 5>>& folds,
+             const std::string& text,
+             const std::string& compute_dtype,
+             const std::string& header,
+             bool keepdims) {
+            std::vector<lang::FoldText> list;
+            for (auto& [result, acc, init, update, combine] : folds) {
+              list.push_back({result, acc, init, update, combine});
+            }
+            ElementwiseSpec spec{name, inputs};
+            spec.outputs = {lang::parse_folds({text, inputs, name, "", header}, list)};
+            spec.compute = dtype_named(compute_dtype);
+            spec.like = {0};
+            spec.keepdims = keepdims;
+            return Elementwise(std::move(spec));
+          })
       .def(
           "__call__",
           [](const Elementwise& self,

@@ -46,6 +46,7 @@ _PARTS = (
     "patch",
     "presets",
     "profile",
+    "rowwise",
     "testing",
 )
 _FUNCTIONS = {

@@ -1,5 +1,6 @@
 # zmlx/authoring.py: calling the extension's kernels with arrays and numbers.
-"""Kernels written as expressions: what `zmlx.elementwise` and `zmlx.autograd` are made of."""
+"""Kernels written as expressions: what `zmlx.elementwise`, `zmlx.rowwise` and `zmlx.autograd` are
+made of."""
 
 from __future__ import annotations
 
@@ -79,6 +80,7 @@ def kernel(
     gradients: tuple[str, ...] = (),
     prelude: str = "",
     header: str = "",
+    keepdims: bool = True,
 ) -> Kernel:
     """The kernel of an expression or, with `outputs`, of statements that assign to them."""
     made = _ext.Elementwise(
@@ -90,5 +92,6 @@ def kernel(
         list(gradients),
         prelude,
         header,
+        keepdims,
     )
     return Kernel(made, name, inputs, max(1, len(outputs)))

@@ -58,12 +58,15 @@ class Jitted:
                 )
         arrays = frozenset(name for name, x in inputs.items() if isinstance(x, mx.array))
         one_shape = len({inputs[name].shape for name in arrays}) == 1
-        key = (tuple(inputs), arrays, tuple(constants.items()), one_shape)
+        short = frozenset(n for n in arrays if inputs[n].ndim == 0 or inputs[n].shape[-1] == 1)
+        key = (tuple(inputs), arrays, tuple(constants.items()), one_shape, short)
         if key not in self._traces:
-            self._traces[key] = self._trace(bound, arrays if one_shape else frozenset())
+            self._traces[key] = self._trace(bound, arrays if one_shape else frozenset(), inputs)
         return (*self._traces[key], inputs)
 
-    def _trace(self, bound: inspect.BoundArguments, alike: frozenset[str]) -> _Traced:
+    def _trace(
+        self, bound: inspect.BoundArguments, alike: frozenset[str], inputs: dict[str, Any]
+    ) -> _Traced:
         """`alike`: arrays that have one shape."""
         trace = Trace(self.__name__)
         for name, x in list(bound.arguments.items()):
@@ -77,6 +80,7 @@ class Jitted:
             else:
                 bound.arguments[name] = _value(trace, name, x)
         result = trace.rebound(self._fn, {})(*bound.args, **bound.kwargs)
+        trace.check_rows(inputs)
         several = isinstance(result, tuple | list)
         values = [trace.value(x) for x in (result if several else [result])]
         # What does not depend on all arrays may have another shape, so it is a kernel of its own.
@@ -140,10 +144,11 @@ def jit(fn: Callable[..., Any]) -> Jitted:
 
     `fn` is called once for each set of constants with values that write down what is done with
     them. It may use arithmetic, comparisons, MLX's elementwise functions, activations of
-    `mlx.nn`, loops over known ranges, and Python functions that do the same. Arrays and numbers
-    are inputs, known at run time; bools, strings, dtypes and None are constants. Arrays that it
-    captures are inputs without gradients. Outputs that depend on arrays of other shapes than the
-    rest get kernels of their own.
+    `mlx.nn`, reductions of the last axis (axis=-1, keepdims=True: sum, mean, prod, max, min, var,
+    logsumexp; softmax), loops over known ranges, and Python functions that do the same. Arrays and
+    numbers are inputs, known at run time; bools, strings, dtypes and None are constants. Arrays
+    that it captures are inputs without gradients. Outputs that depend on arrays of other shapes
+    than the rest get kernels of their own.
 
     The result is differentiable, can be used in `mx.vmap` and `mx.compile`, and computes float16
     and bfloat16 in float32.

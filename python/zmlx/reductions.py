@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import overload
 
 import mlx.core as mx
 
 from zmlx import _ext
-from zmlx.authoring import Function, Number
+from zmlx.authoring import Function, Kernel, Number, dtype_name
+from zmlx.rowwise import folded
 
 
 class Reduction(Function):
@@ -46,6 +48,7 @@ def _kernel(name: str, inputs: tuple[str, ...], expr: str, op: str, header: str)
     return _ext.MapReduce(name, list(inputs), expr, op, header)
 
 
+@overload
 def map_reduce(
     expr: str,
     op: str = "sum",
@@ -54,8 +57,38 @@ def map_reduce(
     inputs: Sequence[str] = ("x",),
     keepdims: bool = False,
     name: str | None = None,
-    header: str = "",
-) -> Reduction:
+    header: str | None = None,
+) -> Reduction: ...
+
+
+@overload
+def map_reduce(
+    *,
+    pass1: dict[str, str],
+    pass2: dict[str, str],
+    write: str,
+    name: str | None = None,
+    threadgroup: int | str = 256,
+    compute_dtype: mx.Dtype | None = None,
+    header: str | None = None,
+) -> Kernel: ...
+
+
+def map_reduce(
+    expr: str | None = None,
+    op: str = "sum",
+    axis: int | Sequence[int] | None = None,
+    *,
+    inputs: Sequence[str] = ("x",),
+    keepdims: bool = False,
+    name: str | None = None,
+    header: str | None = None,
+    pass1: dict[str, str] | None = None,
+    pass2: dict[str, str] | None = None,
+    write: str | None = None,
+    threadgroup: int | str = 256,
+    compute_dtype: mx.Dtype | None = None,
+) -> Reduction | Kernel:
     """A kernel that computes `expr` and reduces it over `axis` at once: no array between.
 
     Args:
@@ -67,17 +100,79 @@ def map_reduce(
 
     The gradients of sums and means take one pass, too; those of max, min and prod are MLX's.
 
+    With `pass1`, `pass2` and `write` it is a kernel of one input `x` that goes twice over each row
+    (the last axis) and then writes its elements. A pass is a dict of `init`, `update` (the new
+    value of `acc1` or `acc2`, from `x` and, in the second pass, the first's result `s1`) and, if
+    given, `reduce` (how two values `a` and `b` are combined); `write` is an expression in `x`,
+    `s1`, `s2` and the row's length `D`. It is computed in `compute_dtype`, by default float32, and
+    the result has x's dtype. `threadgroup` changes nothing.
+
     Raises:
-        ValueError: another op, or text that is no expression.
+        ValueError: another op, text that is no expression, or an update that is no sum, product,
+            maximum or minimum.
     """
+    if pass1 is not None or pass2 is not None or write is not None:
+        if expr is not None or pass1 is None or pass2 is None or write is None:
+            raise ValueError("[map_reduce] takes expr, or pass1, pass2 and write.")
+        folds = tuple(
+            (f"s{i}", f"acc{i}", of["init"], of["update"], of.get("reduce", ""))
+            for i, of in enumerate((pass1, pass2), 1)
+        )
+        dtype = dtype_name(compute_dtype or mx.float32)
+        return folded(name or "map_reduce", ("x",), folds, write, dtype, header or "", True)
+    if expr is None:
+        raise ValueError("[map_reduce] takes expr, or pass1, pass2 and write.")
     axes = None if axis is None else [axis] if isinstance(axis, int) else list(axis)
     title = name or "map_reduce"
-    kernel = _kernel(title, tuple(inputs), expr, op, header)
+    kernel = _kernel(title, tuple(inputs), expr, op, header or "")
     return Reduction(kernel, title, tuple(inputs), axes, keepdims)
 
 
+@overload
 def reduce(
     op: str = "sum", axis: int | Sequence[int] | None = None, *, keepdims: bool = False
-) -> Reduction:
-    """`map_reduce` of the input itself."""
-    return map_reduce("x", op, axis, keepdims=keepdims, name="reduce")
+) -> Reduction: ...
+
+
+@overload
+def reduce(
+    *,
+    init: str,
+    update: str,
+    finalize: str = "acc",
+    name: str | None = None,
+    compute_dtype: mx.Dtype | None = None,
+    header: str | None = None,
+) -> Kernel: ...
+
+
+def reduce(
+    op: str = "sum",
+    axis: int | Sequence[int] | None = None,
+    *,
+    keepdims: bool = False,
+    init: str | None = None,
+    update: str | None = None,
+    finalize: str = "acc",
+    name: str | None = None,
+    compute_dtype: mx.Dtype | None = None,
+    header: str | None = None,
+) -> Reduction | Kernel:
+    """`map_reduce` of the input itself.
+
+    With `init` and `update` it is a kernel that folds each row (the last axis) of one input, of any
+    values `v`, into `acc = update`, from `init` on, and gives `finalize`, an expression in `acc`,
+    without that axis. It is computed in `compute_dtype`, by default float32, and the result has the
+    input's dtype.
+
+    Raises:
+        ValueError: another op, text that is no expression, or an update that is no sum, product,
+            maximum or minimum.
+    """
+    if init is None and update is None:
+        return map_reduce("x", op, axis, keepdims=keepdims, name="reduce")
+    if init is None or update is None:
+        raise ValueError("[reduce] takes init and update together.")
+    folds = (("acc", "acc", init, update, ""),)
+    dtype = dtype_name(compute_dtype or mx.float32)
+    return folded(name or "reduce", ("v",), folds, finalize, dtype, header or "", keepdims)

@@ -48,11 +48,26 @@ LAYERS: dict[str, tuple[str, dict[str, float]]] = {
 }
 
 
+# Reductions of rows, and what the kernel language calls them; the last axis stays, of extent 1, but
+# for softmax.
+REDUCTIONS = {
+    "sum": "row_sum",
+    "mean": "row_mean",
+    "prod": "row_prod",
+    "max": "row_max",
+    "min": "row_min",
+    "var": "row_var",
+    "logsumexp": "row_logsumexp",
+    "softmax": "row_softmax",
+}
+
+
 class Trace:
     """The statements of one function, in the kernel language."""
 
     def __init__(self, name: str):
         self.name = name
+        self.reductions: list[tuple[str, frozenset[str]]] = []  # what is reduced
         self.statements: list[tuple[str, frozenset[str]]] = []
         self.captured: dict[str, mx.array] = {}
         self._count = 0
@@ -104,17 +119,60 @@ class Trace:
             return self._fixed(title, "select", 3)
         if of is mx.clip:
             return self._clip
+        for name, spelled in REDUCTIONS.items():
+            if getattr(mx, name, None) is of:
+                return lambda *args, **kwargs: self.reduce(title, spelled, *args, **kwargs)
         for name, (spelled, rest) in LAYERS.items():
             if getattr(nn, name, None) is of:
                 return self._layer(title, spelled, rest)
 
         def refuse(*_: Any, **__: Any) -> NoReturn:
             self.error(
-                f"{title} is not elementwise, so it cannot be part of the kernel; call it outside, "
-                "or see zmlx.map_reduce for reductions"
+                f"{title} is neither elementwise nor a reduction of rows, so it cannot be part of "
+                "the kernel; call it outside"
             )
 
         return refuse
+
+    def reduce(
+        self,
+        title: str,
+        spelled: str,
+        x: Any,
+        /,
+        axis: Any = None,
+        keepdims: bool = False,
+        *,
+        precise: bool = True,
+        ddof: int = 0,
+        stream: Any = None,
+    ) -> Value:
+        """A reduction of the last axis."""
+        if axis not in (-1, (-1,), [-1]):
+            self.error(
+                f"{title} over axis {axis} cannot be part of the kernel: only over the last, "
+                "axis=-1"
+            )
+        if not keepdims and spelled != "row_softmax":
+            self.error(f"{title} must keep the axis that it reduces: keepdims=True")
+        value = self.value(x)
+        self.reductions.append((title, value.needs))
+        made = self.call(spelled, value)
+        if ddof and spelled == "row_var":
+            count = Value(self, "row_size", frozenset())
+            made = self.call("mul", made, self.call("div", count, self.call("sub", count, ddof)))
+        return made
+
+    def check_rows(self, inputs: dict[str, Any]) -> None:
+        """A kernel has rows of one length, which are those of what it reduces."""
+        lengths = {
+            name: x.shape[-1] if isinstance(x, mx.array) and x.ndim else 1
+            for name, x in {**inputs, **self.captured}.items()
+        }
+        longest = max(lengths.values(), default=1)
+        for title, needs in self.reductions:
+            if longest > 1 and all(lengths[name] == 1 for name in needs):
+                self.error(f"{title} takes rows of one element but other arrays have longer rows")
 
     def _fixed(self, title: str, spelled: str, arity: int) -> Callable[..., Value]:
         def function(*args: Any, stream: Any = None) -> Value:
@@ -236,6 +294,11 @@ class Value:
     def __getattr__(self, name: str) -> Any:
         if name in UNARY:
             return lambda stream=None: self.trace.call(UNARY[name], self)
+        if name in REDUCTIONS and name != "softmax":
+            title = f"{name} of an array"
+            return lambda *args, **kwargs: self.trace.reduce(
+                title, REDUCTIONS[name], self, *args, **kwargs
+            )
         raise AttributeError(
             f"[{self.trace.name}] .{name} of an array is not known while tracing or not "
             "elementwise."

@@ -75,8 +75,9 @@ TEST(Lang, every_derivative_agrees_with_finite_differences) {
     Expr f = call(row.name, args);
     auto found = gradients({f}, {Expr(1.0)}, names);
     for (size_t i = 0; i < at.size(); ++i) {
-      if (row.typing == Typing::choice && i == 0) {
-        continue; // a condition is no number
+      if ((row.typing == Typing::choice && i == 0) || !row.derivative[i]) {
+        EXPECT_TRUE(is_constant(found[i], 0));
+        continue; // a condition is no number, and some functions are flat
       }
       constexpr double h = 1e-5;
       auto up = at;

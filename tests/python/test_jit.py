@@ -141,11 +141,52 @@ def test_gradients_vmap_and_compile():
     same(mx.compile(f)(x, y), gated(x, y))
 
 
+def normalised(x, weight, eps=1e-5):
+    centred = x - x.mean(axis=-1, keepdims=True)
+    return centred * mx.rsqrt(mx.var(x, axis=-1, keepdims=True) + eps) * weight
+
+
+def attention_weights(scores, mask):
+    return mx.softmax(mx.where(mask, scores, -mx.inf), axis=-1, precise=True)
+
+
+def statistics(x):
+    low, high = mx.min(x, axis=-1, keepdims=True), x.max(axis=-1, keepdims=True)
+    total = mx.logsumexp(x, axis=-1, keepdims=True) + mx.prod(1 + 0.1 * x, axis=-1, keepdims=True)
+    return (x - low) / (high - low), total + mx.var(x, axis=-1, keepdims=True, ddof=1)
+
+
+def test_reductions_of_rows():
+    x, weight = normal(5, 33), normal(33, seed=1)
+    same(zmlx.jit(normalised)(x, weight), normalised(x, weight))
+    mask = mx.arange(33) < 20
+    same(zmlx.jit(attention_weights)(x, mask), attention_weights(x, mask))
+    f = zmlx.jit(statistics)
+    assert len(f.sources(x)) == 1
+    for got, want in zip(f(x), statistics(x), strict=True):
+        same(got, want)
+    got, want = (
+        mx.grad(lambda v, g=g: (g(v, weight) * weight).sum())(x)
+        for g in (zmlx.jit(normalised), normalised)
+    )
+    same(got, want, 1e-4)
+
+
+def test_rows_of_one_element_among_longer_ones_are_named():
+    f = zmlx.jit(lambda x, y: mx.sum(x, axis=-1, keepdims=True) * y)
+    same(f(normal(4, 3), normal(4, 1)), mx.sum(normal(4, 3), axis=-1, keepdims=True) * normal(4, 1))
+    with pytest.raises(TypeError, match=r"mx\.sum takes rows of one element but other arrays"):
+        f(normal(4, 1), normal(4, 3))
+
+
 @pytest.mark.parametrize(
     ("fn", "message"),
     [
-        (lambda x: mx.sum(x), r"mx\.sum is not elementwise"),
-        (lambda x: mx.softmax(x, axis=-1), r"mx\.softmax is not elementwise"),
+        (lambda x: mx.sum(x), r"mx\.sum over axis None cannot .* only over the last, axis=-1"),
+        (lambda x: mx.softmax(x, axis=0), r"mx\.softmax over axis 0 cannot"),
+        (lambda x: x.max(0), r"max of an array over axis 0 cannot"),
+        (lambda x: mx.mean(x, axis=-1), r"mx\.mean must keep the axis .*: keepdims=True"),
+        (lambda x: mx.sort(x), r"mx\.sort is neither elementwise nor a reduction of rows"),
         (lambda x: x if x > 0 else -x, r"use mx\.where"),
         (lambda x: math.exp(x), "use MLX's functions instead of math's"),
         (lambda x: x[0], "indexing is not elementwise"),

@@ -18,6 +18,8 @@
 #include "zmlx/graph/capture.h"
 #include "zmlx/kernel/lang/derive.h"
 #include "zmlx/kernel/lang/print.h"
+#include "zmlx/runtime/broadcast.h"
+#include "zmlx/runtime/copy.h"
 #include "zmlx/runtime/cuda/apply.h"
 #include "zmlx/runtime/cuda/mlx_stream.h"
 #include "zmlx/runtime/elementwise_state.h"
@@ -34,32 +36,6 @@ using Arrays = std::vector<mx::array>;
 namespace {
 
 constexpr int64_t block = 1024; // elements: what a few inputs' blocks need fits the first cache
-
-std::string shapes_of(const Arrays& arrays) {
-  std::string text;
-  for (auto& a : arrays) {
-    text += (text.empty() ? "" : ", ") + to_string(type_of(a).shape);
-  }
-  return text;
-}
-
-mx::Shape common_shape(const std::string& name, const Arrays& inputs) {
-  mx::Shape shape;
-  for (auto& x : inputs) {
-    if (x.ndim() > shape.size()) {
-      shape.insert(shape.begin(), x.ndim() - shape.size(), 1);
-    }
-    for (size_t i = 0; i < x.ndim(); ++i) {
-      auto& out = shape[shape.size() - x.ndim() + i];
-      int dim = x.shape(static_cast<int>(i));
-      if (out != dim && out != 1 && dim != 1) {
-        fail(name.c_str(), "shapes must broadcast but got ", shapes_of(inputs), ".");
-      }
-      out = out == 1 ? dim : out;
-    }
-  }
-  return shape;
-}
 
 struct Task {
   std::shared_ptr<const jit::Library> library;
@@ -119,11 +95,7 @@ class Authored : public mx::Primitive {
     return {state_->spec.outputs.size(), common_shape(state_->spec.name, inputs)};
   }
   std::vector<lang::Typed> types(const Arrays& inputs) const {
-    std::vector<lang::Typed> out;
-    for (size_t i = 0; i < inputs.size(); ++i) {
-      out.push_back({type_of(inputs[i]).dtype, i < weak_.size() && weak_[i]});
-    }
-    return out;
+    return typed(inputs, weak_);
   }
 
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
@@ -151,7 +123,7 @@ class Authored : public mx::Primitive {
         }
       }
       if (!donated) {
-        out.set_data(mx::allocator::malloc(out.nbytes()));
+        allocate(out);
       }
       encoder.set_output_array(out);
       task.out.push_back(out.data<char>());
@@ -197,7 +169,8 @@ class Authored : public mx::Primitive {
     weak.resize(inputs.size(), false);
     auto found = state_->gradient(argnums)(inputs, weak, stream());
     for (size_t k = 0; k < argnums.size(); ++k) {
-      found[k] = summed_to(found[k], primals[static_cast<size_t>(argnums[k])].shape());
+      auto& primal = primals[static_cast<size_t>(argnums[k])];
+      found[k] = fitted(found[k], primal.shape(), stream());
     }
     return found;
   }
@@ -217,36 +190,12 @@ class Authored : public mx::Primitive {
 
   std::pair<Arrays, std::vector<int>> vmap(const Arrays& inputs, const std::vector<int>& axes)
       override {
-    size_t rank = 0;
-    for (size_t i = 0; i < inputs.size(); ++i) {
-      rank = std::max(rank, inputs[i].ndim() - (axes[i] >= 0));
-    }
-    auto moved = inputs;
-    for (size_t i = 0; i < inputs.size(); ++i) {
-      if (axes[i] >= 0) {
-        auto x = mx::moveaxis(inputs[i], axes[i], 0, stream());
-        auto shape = x.shape();
-        shape.insert(shape.begin() + 1, rank + 1 - shape.size(), 1);
-        moved[i] = mx::reshape(x, shape, stream());
-      }
-    }
-    auto out = call(moved);
+    auto out = call(batched(inputs, axes, stream()));
     return {out, std::vector<int>(out.size(), 0)};
   }
 
  private:
   Arrays call(const Arrays& inputs);
-
-  mx::array summed_to(mx::array x, const mx::Shape& shape) {
-    std::vector<int> axes;
-    size_t extra = x.ndim() - shape.size();
-    for (size_t i = 0; i < x.ndim(); ++i) {
-      if (i < extra || (shape[i - extra] == 1 && x.shape(static_cast<int>(i)) != 1)) {
-        axes.push_back(static_cast<int>(i));
-      }
-    }
-    return axes.empty() ? x : mx::reshape(mx::sum(x, axes, true, stream()), shape, stream());
-  }
 
   std::shared_ptr<Elementwise::State> state_;
   std::vector<bool> weak_;
@@ -265,16 +214,10 @@ Arrays build(
   for (auto dtype : kernel.out) {
     dtypes.push_back(mlx_dtype(dtype));
   }
-  bool on_cpu = stream.device == mx::Device::cpu;
-  bool on_metal = !on_cpu && mx::metal::is_available();
-  if (on_cpu ? !jit::available() : !on_metal && !cuda::device()) {
-    static std::once_flag once;
-    std::call_once(once, [&] {
-      std::cerr << "[zmlx] kernels run as plain MLX ops: "
-                << (on_cpu ? "there is no C++ compiler (set ZMLX_CXX)" : cuda::why_not()) << ".\n";
-    });
-    return expression_graph(kernel.program, inputs, dtypes, s);
+  if (!has_compiler(stream.device)) {
+    return expression_graph(kernel.program, inputs, dtypes, false, s);
   }
+  bool on_metal = stream.device != mx::Device::cpu && mx::metal::is_available();
   if (on_metal) {
     // MLX's Metal kernels know the shapes of their inputs alone, and take scalars another way.
     auto whole = shape.empty() ? mx::Shape{1} : shape;
@@ -321,7 +264,20 @@ Arrays Elementwise::operator()(
       fail(spec.name.c_str(), spec.inputs[i], " must be real with at most 32 bits or an integer.");
     }
   }
-  return build(state_, inputs, weak, s);
+  return state_->rows ? (*state_->rows)(inputs, weak, s) : build(state_, inputs, weak, s);
+}
+
+bool has_compiler(const mx::Device& device) {
+  bool on_cpu = device == mx::Device::cpu;
+  if (on_cpu ? jit::available() : mx::metal::is_available() || cuda::device()) {
+    return true;
+  }
+  static std::once_flag once;
+  std::call_once(once, [&] {
+    std::cerr << "[zmlx] kernels run as plain MLX ops: "
+              << (on_cpu ? "there is no C++ compiler (set ZMLX_CXX)" : cuda::why_not()) << ".\n";
+  });
+  return false;
 }
 
 static std::string together(const lang::Text& text) {
@@ -333,6 +289,9 @@ std::string Elementwise::source(const std::string& language, const std::vector<D
   std::vector<lang::Typed> types;
   for (auto dtype : dtypes) {
     types.push_back({dtype, false});
+  }
+  if (state_->rows) {
+    return state_->rows->source(language, types);
   }
   auto& kernel = state_->specialise(types);
   switch (lang::language_named(language)) {

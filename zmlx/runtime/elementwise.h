@@ -16,7 +16,7 @@ namespace zmlx {
 
 namespace mx = mlx::core;
 
-/// What an elementwise kernel computes, for inputs of any dtypes and of shapes that broadcast.
+/// What a kernel computes, for inputs of any dtypes and of shapes that broadcast.
 struct ElementwiseSpec {
   std::string name = "kernel"; // in errors and printed graphs
   std::vector<std::string> inputs{};
@@ -28,9 +28,12 @@ struct ElementwiseSpec {
   std::vector<lang::Expr> gradients{};
   /// outputs[i] gets the dtype of input like[i]; empty, or -1: the dtype that MLX would give.
   std::vector<int> like{};
+  /// Whether outputs with one value for a row keep the last axis, of extent 1.
+  bool keepdims = true;
 };
 
-/// An elementwise kernel; copies share it.
+/// An elementwise kernel or, where the expressions reduce rows, a row kernel (rowwise.h); copies
+/// share it.
 class Elementwise {
  public:
   explicit Elementwise(ElementwiseSpec spec);

@@ -14,40 +14,6 @@ constexpr int64_t threads = 256;
 constexpr int64_t elements_a_thread = 4;
 constexpr int64_t blocks_a_multiprocessor = 16;
 
-struct Axes {
-  std::vector<int64_t> extents;
-  std::vector<Strides> strides; // of each input
-};
-
-/// Axes of extent 1 dropped, and neighbours joined that all inputs run through evenly.
-Axes joined(const Shape& shape, const std::vector<Strides>& strides) {
-  Axes out{{}, std::vector<Strides>(strides.size())};
-  for (int axis = 0; axis < shape.rank(); ++axis) {
-    int64_t extent = shape[axis];
-    auto at = static_cast<size_t>(axis);
-    if (extent == 1) {
-      continue;
-    }
-    bool even = !out.extents.empty();
-    for (size_t i = 0; i < strides.size() && even; ++i) {
-      even = out.strides[i].back() == strides[i][at] * extent;
-    }
-    if (even) {
-      out.extents.back() *= extent;
-    } else {
-      out.extents.push_back(extent);
-    }
-    for (size_t i = 0; i < strides.size(); ++i) {
-      if (even) {
-        out.strides[i].back() = strides[i][at];
-      } else {
-        out.strides[i].push_back(strides[i][at]);
-      }
-    }
-  }
-  return out;
-}
-
 lang::Access access_of(const Strides& strides, const std::vector<int64_t>& extents) {
   bool constant = true;
   bool contiguous = true;
@@ -122,15 +88,6 @@ cuda::Kernel elementwise_cuda(
   made.launches.push_back(std::move(launch));
   made.strided = true;
   return made;
-}
-
-Strides strides_in(const Shape& shape, const mx::array& x) {
-  Strides strides(static_cast<size_t>(shape.rank()), 0);
-  size_t extra = strides.size() - x.ndim();
-  for (size_t a = 0; a < x.ndim(); ++a) {
-    strides[extra + a] = x.shape(static_cast<int>(a)) == 1 ? 0 : x.strides()[a];
-  }
-  return strides;
 }
 
 std::vector<mx::array> elementwise_metal(

@@ -11,13 +11,11 @@
 #include "mlx/utils.h"
 #include "zmlx/kernel/cuda/launch.h"
 #include "zmlx/kernel/lang/print.h"
+#include "zmlx/runtime/broadcast.h"
 
 namespace zmlx {
 
 namespace mx = mlx::core;
-
-/// How one input lies in memory: its strides along the axes of the common shape, in elements.
-using Strides = std::vector<int64_t>;
 
 /// One kernel's CUDA texts, made once for each way of access.
 class CudaTexts {
@@ -37,9 +35,6 @@ cuda::Kernel elementwise_cuda(
     const Shape& shape,
     const std::vector<Strides>& strides,
     const cuda::Device& device);
-
-/// The strides of an array that is broadcast to `shape`.
-Strides strides_in(const Shape& shape, const mx::array& x);
 
 /// Outputs of a Metal kernel for inputs that have the outputs' shape. Lazy.
 std::vector<mx::array> elementwise_metal(

@@ -18,7 +18,7 @@ using S = mx::StreamOrDevice;
 using Build = mx::array (*)(const Args&, S);
 
 // clang-format off
-const std::map<std::string_view, Build> rows = {
+const std::map<std::string_view, Build> functions = {
     {"neg", [](const Args& a, S s) { return mx::negative(a[0], s); }},
     {"add", [](const Args& a, S s) { return mx::add(a[0], a[1], s); }},
     {"sub", [](const Args& a, S s) { return mx::subtract(a[0], a[1], s); }},
@@ -64,9 +64,30 @@ const std::map<std::string_view, Build> rows = {
     {"bit_not", [](const Args& a, S s) { return mx::bitwise_invert(a[0], s); }},
     {"shift_left", [](const Args& a, S s) { return mx::left_shift(a[0], a[1], s); }},
     {"shift_right", [](const Args& a, S s) { return mx::right_shift(a[0], a[1], s); }},
+    {"stop_gradient", [](const Args& a, S s) { return mx::stop_gradient(a[0], s); }},
     {"select", [](const Args& a, S s) { return mx::where(a[0], a[1], a[2], s); }},
 };
+
+using Reduce = mx::array (*)(const mx::array&, int, bool, S);
+const std::map<std::string_view, Reduce> reductions = {
+    {"sum", mx::sum}, {"mean", mx::mean}, {"prod", mx::prod}, {"max", mx::max}, {"min", mx::min},
+};
 // clang-format on
+
+mx::Shape common(const Args& inputs) {
+  mx::Shape shape;
+  for (auto& x : inputs) {
+    shape = mx::broadcast_shapes(shape, x.shape());
+  }
+  return shape;
+}
+
+/// A value for each element of a row.
+mx::array whole(const mx::array& x, int n, S s) {
+  auto shape = x.ndim() ? x.shape() : mx::Shape{1};
+  shape.back() = n;
+  return mx::broadcast_to(x, shape, s);
+}
 
 } // namespace
 
@@ -74,7 +95,9 @@ Args expression_graph(
     const lang::Program& program,
     const Args& inputs,
     const std::vector<mx::Dtype>& out,
+    bool rows,
     S s) {
+  auto shape = common(inputs);
   auto in = [&](const mx::array& x, Dtype dtype) {
     return mx::astype(x, mlx_dtype(lang::computing(dtype)), s);
   };
@@ -97,19 +120,30 @@ Args expression_graph(
               in(values[static_cast<size_t>(step.args[i])],
                  condition ? Dtype::boolean : step.operands));
         }
-        values.push_back(in(rows.at(step.function->name)(args, s), step.type.dtype));
+        values.push_back(in(functions.at(step.function->name)(args, s), step.type.dtype));
         break;
       }
+      case lang::Kind::reduce: {
+        auto& from = values[static_cast<size_t>(step.args[0])];
+        auto row = whole(in(from, step.operands), shape.back(), s);
+        values.push_back(in(reductions.at(step.reduction->name)(row, -1, true, s), step.operands));
+        break;
+      }
+      case lang::Kind::row_size:
+        values.push_back(mx::array(shape.back(), mx::int32));
+        break;
       default:
         values.push_back(mx::array(step.value, mlx_dtype(step.type.dtype)));
     }
   }
-  auto shapes = mx::broadcast_arrays(inputs, s);
-  auto shape = shapes.empty() ? mx::Shape{} : shapes[0].shape();
   Args results;
   for (size_t i = 0; i < out.size(); ++i) {
-    auto& value = values[static_cast<size_t>(program.results[i])];
-    results.push_back(mx::broadcast_to(mx::astype(value, out[i], s), shape, s));
+    auto at = static_cast<size_t>(program.results[i]);
+    auto as = shape;
+    if (rows && program.steps[at].row) {
+      as.back() = 1;
+    }
+    results.push_back(mx::broadcast_to(mx::astype(values[at], out[i], s), as, s));
   }
   return results;
 }

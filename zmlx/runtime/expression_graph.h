@@ -12,11 +12,12 @@ namespace zmlx {
 namespace mx = mlx::core;
 
 /// The program's results for these inputs, of dtypes `out`: the oracle of generated kernels, and
-/// what runs where they cannot be compiled.
+/// what runs where they cannot be compiled. With `rows`, results of a row have one element.
 std::vector<mx::array> expression_graph(
     const lang::Program& program,
     const std::vector<mx::array>& inputs,
     const std::vector<mx::Dtype>& out,
+    bool rows = false,
     mx::StreamOrDevice s = {});
 
 } // namespace zmlx

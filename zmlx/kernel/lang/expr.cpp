@@ -60,6 +60,13 @@ Expr call(std::string_view spelled, std::vector<Expr> args) {
     node.args = std::move(args);
     return make(std::move(node));
   }
+  if (auto* reduction = find_reduction(name)) {
+    check(1);
+    Node node{Kind::reduce};
+    node.reduction = reduction;
+    node.args = std::move(args);
+    return make(std::move(node));
+  }
   if (auto* composite = find_composite(name)) {
     auto& body = parsed_composite(*composite);
     check(body.args.size());
@@ -73,6 +80,17 @@ Expr cast(Expr value, Dtype dtype) {
   node.dtype = dtype;
   node.args = {std::move(value)};
   return make(std::move(node));
+}
+
+Expr row_size() {
+  return make(Node{Kind::row_size});
+}
+
+bool has_rows(const std::vector<Expr>& roots) {
+  auto order = topological(roots);
+  return std::any_of(order.begin(), order.end(), [](auto* node) {
+    return node->kind == Kind::reduce || node->kind == Kind::row_size;
+  });
 }
 
 Expr substitute(
@@ -204,6 +222,21 @@ Expr pow(Expr a, Expr b) {
 }
 Expr select(Expr condition, Expr yes, Expr no) {
   return call("select", {std::move(condition), std::move(yes), std::move(no)});
+}
+Expr row_sum(Expr x) {
+  return call("row_sum", {std::move(x)});
+}
+Expr row_mean(Expr x) {
+  return call("row_mean", {std::move(x)});
+}
+Expr row_prod(Expr x) {
+  return call("row_prod", {std::move(x)});
+}
+Expr row_max(Expr x) {
+  return call("row_max", {std::move(x)});
+}
+Expr row_min(Expr x) {
+  return call("row_min", {std::move(x)});
 }
 
 } // namespace zmlx::lang

@@ -14,6 +14,7 @@ namespace zmlx::lang {
 
 struct Node;
 struct Function;
+struct Reduction;
 
 /// A node of an expression. Copies share it; a node used twice is computed once.
 class Expr {
@@ -38,13 +39,14 @@ class Expr {
   std::shared_ptr<const Node> node_;
 };
 
-enum class Kind : uint8_t { boolean, integer, real, input, call, cast };
+enum class Kind : uint8_t { boolean, integer, real, input, call, cast, reduce, row_size };
 
 struct Node {
   Kind kind;
   double value = 0; // of a constant
   std::string name{}; // of an input
   const Function* function = nullptr; // of a call
+  const Reduction* reduction = nullptr; // of a reduce
   Dtype dtype = Dtype::f32; // of a cast
   std::vector<Expr> args{};
 };
@@ -53,11 +55,15 @@ struct Node {
 Expr input(std::string name);
 /// A constant integer.
 Expr integer(double value);
-/// A call of a function of the table or of the library in functions.h; throws
+/// A call of a function of the tables or of the library in functions.h; throws
 /// std::invalid_argument for an unknown name or a wrong number of arguments.
 Expr call(std::string_view name, std::vector<Expr> args);
 /// The value converted to a dtype; float16 and bfloat16 round.
 Expr cast(Expr value, Dtype dtype);
+/// The number of elements of a row.
+Expr row_size();
+/// Whether it reduces rows.
+bool has_rows(const std::vector<Expr>& roots);
 /// The expression with inputs replaced: names[i] becomes values[i].
 Expr substitute(
     const Expr& expr,
@@ -91,6 +97,13 @@ Expr min(Expr a, Expr b);
 Expr max(Expr a, Expr b);
 Expr pow(Expr a, Expr b);
 Expr select(Expr condition, Expr yes, Expr no);
+
+/// One value for each row, the elements along the last axis.
+Expr row_sum(Expr x);
+Expr row_mean(Expr x);
+Expr row_prod(Expr x);
+Expr row_max(Expr x);
+Expr row_min(Expr x);
 
 /// An output's name and value: `out[i] = ...`.
 struct Assignment {

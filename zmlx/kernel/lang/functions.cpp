@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <utility>
 
 namespace zmlx::lang {
@@ -77,7 +78,22 @@ constexpr Function table[] = {
     {"bit_not", 1, T::bits, [](D x) { return double(~whole(x[0])); }, {}, "complement($0)"},
     {"shift_left", 2, T::bits, [](D x) { return double(whole(x[0]) << whole(x[1])); }, {}, "$0 << $1"},
     {"shift_right", 2, T::bits, [](D x) { return double(whole(x[0]) >> whole(x[1])); }, {}, "$0 >> $1"},
+    {"stop_gradient", 1, T::promoted, [](D x) { return x[0]; }, {}, "$0"},
     {"select", 3, T::choice, [](D x) { return x[0] != 0 ? x[1] : x[2]; }, {nullptr, "a ? g : 0", "a ? 0 : g"}, "$0 ? $1 : $2"},
+};
+
+constexpr double infinity = std::numeric_limits<double>::infinity();
+
+// Of equal largest elements each has its share of the gradient, as in MLX. A product's gradient
+// divides by the element unless that is zero.
+constexpr Reduction reduction_table[] = {
+    {"sum", "$0 + $1", true, true, 0, [](double a, double b) { return a + b; }, "g"},
+    {"mean", "$0 + $1", true, true, 0, [](double a, double b) { return a + b; }, "g / row_size"},
+    {"prod", "$0 * $1", true, true, 1, [](double a, double b) { return a * b; },
+     "zeros = row_sum(a == 0 ? 1.0 : 0.0); rest = row_prod(a == 0 ? 1.0 : a);"
+     "a == 0 ? (zeros == 1 ? g * rest : 0) : zeros == 0 ? g * y / a : 0"},
+    {"max", "maximum($0, $1)", false, false, -infinity, maximum, "a == y ? g / row_sum(a == y ? 1.0 : 0.0) : 0"},
+    {"min", "minimum($0, $1)", false, false, infinity, minimum, "a == y ? g / row_sum(a == y ? 1.0 : 0.0) : 0"},
 };
 
 constexpr Composite library[] = {
@@ -108,6 +124,9 @@ constexpr Composite library[] = {
     {"isnan", "x", "x != x"},
     {"isinf", "x", "abs(x) == inf"},
     {"isfinite", "x", "abs(x) < inf"},
+    {"row_softmax", "x", "e = exp(x - stop_gradient(row_max(x))); e / row_sum(e)"},
+    {"row_logsumexp", "x", "m = stop_gradient(row_max(x)); m = isinf(m) ? 0 : m; log(row_sum(exp(x - m))) + m"},
+    {"row_var", "x", "row_mean(square(x - row_mean(x)))"},
 };
 
 struct Alias {
@@ -158,6 +177,19 @@ const Composite* find_composite(std::string_view name) {
   return nullptr;
 }
 
+const Reduction* find_reduction(std::string_view name) {
+  for (auto& row : reduction_table) {
+    if (name.starts_with("row_") && name.substr(4) == row.name) {
+      return &row;
+    }
+  }
+  return nullptr;
+}
+
+std::span<const Reduction> reductions() {
+  return reduction_table;
+}
+
 std::span<const Function> functions() {
   return table;
 }
@@ -197,6 +229,11 @@ std::string nearest_name(std::string_view name, const std::vector<std::string>& 
   }
   for (auto& row : library) {
     consider(row.name);
+  }
+  std::vector<std::string> rows;
+  for (auto& row : reduction_table) {
+    rows.push_back("row_" + std::string(row.name));
+    consider(rows.back());
   }
   return best;
 }

@@ -30,6 +30,18 @@ struct Function {
   bool integers = true; // whether the spelling holds for integers, too
 };
 
+/// A reduction of a row, called "row_" and its name.
+struct Reduction {
+  const char* name;
+  const char* combine; // of $0 and $1
+  bool adds; // float values add up in double precision, small integers in 32 bits
+  bool empty; // whether there is a result of no elements
+  double start; // what is neutral
+  double (*fold)(double a, double b);
+  /// d/d(argument `a`) times g, in the result `y` and g too, which are one value a row.
+  const char* derivative;
+};
+
 /// A function that is written in the language itself.
 struct Composite {
   const char* name;
@@ -40,8 +52,10 @@ struct Composite {
 /// nullptr when there is no such row.
 const Function* find_function(std::string_view name);
 const Composite* find_composite(std::string_view name);
+const Reduction* find_reduction(std::string_view name);
 std::span<const Function> functions();
 std::span<const Composite> composites();
+std::span<const Reduction> reductions();
 /// Names that have several spellings: "fabs", "metal::exp" and "kk_sigmoid" become "abs", "exp" and
 /// "sigmoid".
 std::string_view plain_name(std::string_view name);

@@ -63,8 +63,16 @@ class Lowering {
     put(step.value);
     put(step.input);
     put(reinterpret_cast<uintptr_t>(step.function));
+    put(reinterpret_cast<uintptr_t>(step.reduction));
     for (int arg : step.args) {
       put(arg);
+    }
+    if (step.kind == Kind::call || step.kind == Kind::cast) {
+      step.row = std::all_of(step.args.begin(), step.args.end(), [&](int arg) {
+        return program.steps[static_cast<size_t>(arg)].row;
+      });
+    } else if (step.kind != Kind::input) {
+      step.row = true;
     }
     auto [it, fresh] = numbers_.emplace(key, static_cast<int>(program.steps.size()));
     if (fresh) {
@@ -75,6 +83,20 @@ class Lowering {
 
   const Typed& type(int step) const {
     return program.steps[static_cast<size_t>(step)].type;
+  }
+
+  int reduce(const Reduction& reduction, int arg) {
+    Step step{Kind::reduce, type(arg)};
+    auto& dtype = step.type.dtype;
+    if (reduction.name == std::string_view("mean") && !is_floating(dtype)) {
+      dtype = Dtype::f32;
+    } else if (reduction.adds && !is_floating(dtype) && size_of(dtype) < 4) {
+      dtype = is_signed(dtype) || dtype == Dtype::boolean ? Dtype::i32 : Dtype::u32;
+    }
+    step.reduction = &reduction;
+    step.operands = computing(dtype);
+    step.args = {arg};
+    return add(std::move(step));
   }
 
   int call(const Function& function, std::vector<int> args) {
@@ -137,7 +159,8 @@ Dtype computing(Dtype dtype) {
 Program lower(
     const std::vector<Expr>& roots,
     const std::vector<std::string>& names,
-    const std::vector<Typed>& types) {
+    const std::vector<Typed>& types,
+    const std::vector<bool>& rows) {
   Lowering lowering;
   std::unordered_map<const Node*, int> done;
   for (auto* node : topological(roots)) {
@@ -164,6 +187,8 @@ Program lower(
         }
         step.input = static_cast<int>(it - names.begin());
         step.type = types[static_cast<size_t>(step.input)];
+        step.row =
+            static_cast<size_t>(step.input) < rows.size() && rows[static_cast<size_t>(step.input)];
         number = lowering.add(std::move(step));
         break;
       }
@@ -180,6 +205,13 @@ Program lower(
         number = lowering.call(*node->function, std::move(args));
         break;
       }
+      case Kind::reduce:
+        number = lowering.reduce(*node->reduction, done.at(node->args[0].get()));
+        break;
+      case Kind::row_size:
+        step.type = {Dtype::i32, true};
+        number = lowering.add(std::move(step));
+        break;
     }
     done.emplace(node, number);
   }

@@ -29,6 +29,8 @@ struct Step {
   double value = 0;
   int input = 0;
   const Function* function = nullptr;
+  const Reduction* reduction = nullptr;
+  bool row = false; // whether there is one value for a row
   std::vector<int> args{};
 };
 
@@ -37,10 +39,12 @@ struct Program {
   std::vector<int> results;
 };
 
-/// Throws std::invalid_argument for a bit operation on floating values.
+/// `rows` says which inputs have one value for a row. Throws std::invalid_argument for a bit
+/// operation on floating values.
 Program lower(
     const std::vector<Expr>& roots,
     const std::vector<std::string>& names,
-    const std::vector<Typed>& types);
+    const std::vector<Typed>& types,
+    const std::vector<bool>& rows = {});
 
 } // namespace zmlx::lang

@@ -236,6 +236,9 @@ class Parser : public Scanner {
       index();
       return known->second;
     }
+    if (word == "row_size") {
+      return row_size();
+    }
     if (word == "true" || word == "false") {
       return word == "true";
     }
@@ -278,6 +281,8 @@ class Parser : public Scanner {
     } else if (auto* composite = find_composite(plain)) {
       auto list = std::string_view(composite->args);
       arity = static_cast<size_t>(std::count(list.begin(), list.end(), ',')) + 1;
+    } else if (find_reduction(plain)) {
+      arity = 1;
     } else {
       unknown(word, begin);
     }

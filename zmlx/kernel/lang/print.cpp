@@ -15,7 +15,7 @@ std::string numbered(const char* name, size_t i) {
 Text cpp_text(const ElementwiseText& kernel) {
   auto& in = spelling(Language::cpp);
   Statements body(kernel.program, in, "    ");
-  auto loads = body.loads(kernel.in, [](size_t i) { return numbered("in", i) + "[i]"; });
+  auto loads = body.loads(kernel.in.size(), [](size_t i) { return numbered("in", i) + "[i]"; });
   std::string pointers;
   std::string stores;
   for (size_t i = 0; i < kernel.in.size(); ++i) {
@@ -78,7 +78,7 @@ Text cuda_text(const ElementwiseText& kernel, const std::vector<Access>& access,
       rest = "r" + n;
     }
   }
-  auto loads = body.loads(kernel.in, [&](size_t i) {
+  auto loads = body.loads(kernel.in.size(), [&](size_t i) {
     auto pointer = numbered("p", i);
     if (access[i] != Access::strided) {
       return pointer + (access[i] == Access::constant ? "[0]" : "[i]");
@@ -105,7 +105,7 @@ Text cuda_text(const ElementwiseText& kernel, const std::vector<Access>& access,
 Text metal_text(const ElementwiseText& kernel) {
   auto& in = spelling(Language::metal);
   Statements body(kernel.program, in, "");
-  auto loads = body.loads(kernel.in, [](size_t i) {
+  auto loads = body.loads(kernel.in.size(), [](size_t i) {
     return fill("in$0[elem_to_loc(i, in$0_shape, in$0_strides, in$0_ndim)]", {std::to_string(i)});
   });
   std::string stores;

@@ -18,6 +18,7 @@ struct ElementwiseText {
   const Program& program;
   std::vector<Dtype> in; // as stored
   std::vector<Dtype> out;
+  size_t numbers = 0; // the last of the inputs, of a row kernel for a GPU, that are passed by value
 };
 
 /// How CUDA kernels find an input's element.

@@ -3,47 +3,13 @@
 
 #include <algorithm>
 
-#include "zmlx/kernel/lang/statements.h"
 #include "zmlx/runtime/error.h"
 
 namespace zmlx::lang {
 namespace {
 
-constexpr Reduction reductions[] = {
-    {"sum", "$0 + $1", true, true},
-    {"mean", "$0 + $1", true, true},
-    {"prod", "$0 * $1", true, true},
-    {"max", "maximum($0, $1)", false, false},
-    {"min", "minimum($0, $1)", false, false},
-};
-
 bool is(const Reduction& reduction, std::string_view name) {
   return reduction.name == name;
-}
-
-/// What is neutral, in the type A of accumulators.
-std::string start(const ReduceText& kernel) {
-  if (kernel.reduction.adds) {
-    return is(kernel.reduction, "prod") ? "1" : "0";
-  }
-  bool largest = is(kernel.reduction, "min");
-  if (is_floating(kernel.out)) {
-    return largest ? "ZMLX_INFINITY" : "-ZMLX_INFINITY";
-  }
-  auto bits = std::to_string(size_of(kernel.out) * 8 - 1);
-  switch (kernel.out) {
-    case Dtype::boolean:
-      return largest ? "true" : "false";
-    case Dtype::u8:
-    case Dtype::u16:
-    case Dtype::u32:
-    case Dtype::u64:
-      return largest ? "A(~A(0))" : "A(0)";
-    default: {
-      auto least = "A(uint64_t(1) << " + bits + ")";
-      return largest ? "A(~" + least + ")" : least;
-    }
-  }
 }
 
 constexpr const char* text = R"(
@@ -138,12 +104,27 @@ bool wide(const ReduceText& kernel) {
 } // namespace
 
 const Reduction& reduction_named(std::string_view name) {
-  for (auto& row : reductions) {
+  for (auto& row : reductions()) {
     if (name == row.name) {
       return row;
     }
   }
   fail("map_reduce", "op must be sum, mean, prod, max or min but got ", std::string(name), ".");
+}
+
+std::string
+neutral(const Reduction& reduction, Dtype dtype, const std::string& type, const Spelling& in) {
+  if (reduction.adds || is_floating(dtype) || dtype == Dtype::boolean) {
+    // Of bools, true stands for the largest value.
+    double start = dtype == Dtype::boolean ? reduction.start > 0 : reduction.start;
+    return type + "(" + literal(start, is_floating(dtype) ? Dtype::f32 : dtype, in) + ")";
+  }
+  bool largest = is(reduction, "min");
+  if (dtype <= Dtype::u64) {
+    return largest ? fill("$0(~$0(0))", {type}) : fill("$0(0)", {type});
+  }
+  auto least = fill("$0(uint64_t(1) << $1)", {type, std::to_string(size_of(dtype) * 8 - 1)});
+  return largest ? fill("$0(~$1)", {type, least}) : least;
 }
 
 size_t accumulator_bytes(const ReduceText& kernel) {
@@ -161,7 +142,8 @@ Text reduce_text(const ReduceText& kernel) {
   }
   int result = kernel.program.results[0];
   auto held = kernel.program.steps[static_cast<size_t>(result)].type.dtype;
-  auto values = body.loads(kernel.in, [](size_t i) { return "in" + std::to_string(i) + "[i]"; }) +
+  auto values =
+      body.loads(kernel.in.size(), [](size_t i) { return "in" + std::to_string(i) + "[i]"; }) +
       body.text() + "    const auto value = " + body.value(result, held) + ";\n";
   auto lane = type_name(computing(kernel.out), in);
   auto out = type_name(kernel.out, in);
@@ -172,7 +154,7 @@ Text reduce_text(const ReduceText& kernel) {
           text,
           {wide(kernel) ? "double" : lane,
            fill(kernel.reduction.combine, {"a", "b"}),
-           start(kernel),
+           neutral(kernel.reduction, computing(kernel.out), "A", in),
            out,
            fill(in.store, {made, out}),
            continued(pointers),

@@ -4,16 +4,9 @@
 #include <string>
 #include <string_view>
 
-#include "zmlx/kernel/lang/print.h"
+#include "zmlx/kernel/lang/statements.h"
 
 namespace zmlx::lang {
-
-struct Reduction {
-  const char* name;
-  const char* combine; // of $0 and $1
-  bool adds; // float values add up in double precision, small integers in 32 bits
-  bool empty; // whether there is a result of no elements
-};
 
 /// Of "sum", "mean", "prod", "max" or "min"; throws std::invalid_argument for others.
 const Reduction& reduction_named(std::string_view name);
@@ -27,6 +20,9 @@ struct ReduceText {
 
 /// Bytes of an accumulator.
 size_t accumulator_bytes(const ReduceText& kernel);
+/// What is neutral, in the type `type` of accumulators that hold values of `dtype`.
+std::string
+neutral(const Reduction& reduction, Dtype dtype, const std::string& type, const Spelling& in);
 
 /// C++ functions over accumulators: zmlx_start sets n of them, zmlx_rows adds a run of n elements
 /// to one, zmlx_columns adds n elements to as many, zmlx_merge adds others, zmlx_finish writes n

@@ -96,16 +96,20 @@ Language language_named(std::string_view name) {
 std::string prelude_text(const Spelling& in) {
   std::string text;
   for (auto file : in.prelude) {
-    auto* source = source_texts;
-    while (source->path && source->path != file) {
-      ++source;
-    }
-    if (!source->path) {
-      fail("kernel", "the library lacks the text ", std::string(file), ".");
-    }
-    text += source->text;
+    text += prelude_file(file);
   }
   return text;
+}
+
+std::string prelude_file(std::string_view path) {
+  auto* source = source_texts;
+  while (source->path && source->path != path) {
+    ++source;
+  }
+  if (!source->path) {
+    fail("kernel", "the library lacks the text ", std::string(path), ".");
+  }
+  return source->text;
 }
 
 std::string fill(std::string_view format, const std::vector<std::string>& parts) {
@@ -166,9 +170,34 @@ std::string literal(double value, Dtype dtype, const Spelling& in) {
 
 Statements::Statements(const Program& program, const Spelling& in, std::string indent)
     : program_(program), in_(in), indent_(std::move(indent)) {
-  for (size_t i = 0; i < program.steps.size(); ++i) {
-    add(i);
+  int count = 0;
+  for (auto& step : program.steps) {
+    names_.push_back(
+        step.kind <= Kind::real           ? std::string()
+            : step.kind == Kind::input    ? "x" + std::to_string(step.input)
+            : step.kind == Kind::row_size ? std::string("row_size")
+                                          : "t" + std::to_string(count++));
   }
+}
+
+std::string Statements::text() const {
+  std::string text;
+  for (size_t i = 0; i < program_.steps.size(); ++i) {
+    if (program_.steps[i].kind == Kind::call || program_.steps[i].kind == Kind::cast) {
+      text += statement(static_cast<int>(i));
+    }
+  }
+  return text;
+}
+
+std::string Statements::held(int step) const {
+  return type_name(computing(program_.steps[static_cast<size_t>(step)].type.dtype), in_);
+}
+
+std::string Statements::load(int step, const std::string& element) const {
+  auto type = held(step);
+  return indent_ + "const " + type + " " + name(step) + " = " + fill(in_.load, {element, type}) +
+      ";\n";
 }
 
 std::string Statements::value(int step, Dtype dtype) const {
@@ -186,24 +215,10 @@ std::string Statements::stored(int step, Dtype dtype) const {
   return fill(in_.store, {value(step, dtype), type_name(dtype, in_)});
 }
 
-bool Statements::uses(int input) const {
-  return std::any_of(program_.steps.begin(), program_.steps.end(), [&](auto& step) {
-    return step.kind == Kind::input && step.input == input;
-  });
-}
-
-void Statements::add(size_t i) {
-  auto& step = program_.steps[i];
-  if (step.kind <= Kind::real) {
-    names_.emplace_back();
-    return;
-  }
-  if (step.kind == Kind::input) {
-    names_.push_back("x" + std::to_string(step.input));
-    return;
-  }
+std::string Statements::statement(int number) const {
+  auto& step = program_.steps[static_cast<size_t>(number)];
   std::string made;
-  auto type = type_name(computing(step.type.dtype), in_);
+  auto type = held(number);
   if (step.kind == Kind::cast) {
     made = value(step.args[0], step.type.dtype);
     if (computing(step.type.dtype) != step.type.dtype) {
@@ -218,12 +233,10 @@ void Statements::add(size_t i) {
     }
     made = fill(spelled(*step.function, in_), args);
   }
-  auto name = "t" + std::to_string(count_++);
   // Arithmetic on short integers is done on int and cut back.
   bool narrow = !is_floating(step.type.dtype) && size_of(step.type.dtype) < 4;
-  text_ += indent_ + "const " + type + " " + name + " = " +
+  return indent_ + "const " + type + " " + name(number) + " = " +
       (narrow ? type + "(" + made + ")" : made) + ";\n";
-  names_.push_back(name);
 }
 
 } // namespace zmlx::lang

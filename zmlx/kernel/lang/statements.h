@@ -30,6 +30,8 @@ struct Spelling {
 const Spelling& spelling(Language language);
 /// The texts that a language's kernels build on.
 std::string prelude_text(const Spelling& in);
+/// One such text by its path.
+std::string prelude_file(std::string_view path);
 /// A format with $0, $1, ... replaced.
 std::string fill(std::string_view format, const std::vector<std::string>& parts);
 std::string type_name(Dtype dtype, const Spelling& in);
@@ -40,18 +42,31 @@ class Statements {
  public:
   Statements(const Program& program, const Spelling& in, std::string indent);
 
-  const std::string& text() const {
-    return text_;
+  /// All calls and casts, in order.
+  std::string text() const;
+  /// `const float t3 = exp(t2);` of a call or cast.
+  std::string statement(int step) const;
+  const std::string& indent() const {
+    return indent_;
   }
-  /// `const float x0 = load(...);` for each input that is used; element(i) says where it is.
+  /// What a step's value is called; empty for constants.
+  const std::string& name(int step) const {
+    return names_[static_cast<size_t>(step)];
+  }
+  /// The type that a step's value is held in.
+  std::string held(int step) const;
+  /// `const float x0 = load(element);` of an input.
+  std::string load(int step, const std::string& element) const;
+  /// The loads of all inputs that are used; element(i) says where it is.
   template <typename F>
-  std::string loads(const std::vector<Dtype>& dtypes, F element) const {
+  std::string loads(size_t inputs, F element) const {
     std::string text;
-    for (size_t i = 0; i < dtypes.size(); ++i) {
-      if (uses(static_cast<int>(i))) {
-        auto held = type_name(computing(dtypes[i]), in_);
-        text += indent_ + "const " + held + " x" + std::to_string(i) + " = " +
-            fill(in_.load, {element(i), held}) + ";\n";
+    for (size_t i = 0; i < inputs; ++i) {
+      for (size_t step = 0; step < program_.steps.size(); ++step) {
+        auto& at = program_.steps[step];
+        if (at.kind == Kind::input && static_cast<size_t>(at.input) == i) {
+          text += load(static_cast<int>(step), element(i));
+        }
       }
     }
     return text;
@@ -62,15 +77,10 @@ class Statements {
   std::string stored(int step, Dtype dtype) const;
 
  private:
-  void add(size_t i);
-  bool uses(int input) const;
-
   const Program& program_;
   const Spelling& in_;
   std::string indent_;
-  std::string text_;
   std::vector<std::string> names_;
-  int count_ = 0;
 };
 
 } // namespace zmlx::lang

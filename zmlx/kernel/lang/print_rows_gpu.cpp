@@ -1,0 +1,264 @@
+// zmlx/kernel/lang/print_rows_gpu.cpp: passes over a row as loops of the threads that share it.
+#include "zmlx/kernel/lang/print_rows.h"
+
+#include <algorithm>
+
+#include "zmlx/kernel/lang/reduce.h"
+#include "zmlx/kernel/lang/rows_text.h"
+
+namespace zmlx::lang {
+namespace {
+
+/// What differs between the languages, as formats.
+struct GpuRows {
+  Language language;
+  const char* loop; // over a thread's elements, in memory: $0 the statements
+  const char* reduced; // $0 the reduction, $1 the type, $2 the value, $3 what is neutral
+  const char* first; // whether a thread writes the row's results
+};
+constexpr GpuRows of_cuda = {
+    Language::cuda,
+    "  for (int64_t i = thread; i < n; i += Threads) {\n$0  }\n",
+    "reduced<$0, Threads>($2, $3)",
+    "thread == 0"};
+constexpr GpuRows of_metal = {
+    Language::metal,
+    "for (uint i = thread; i < n; i += threads) {\n$0}\n",
+    "reduced<$0>($2, $3, parts_$1, lane, group, groups)",
+    "thread == 0"};
+constexpr const char* in_registers =
+    "#pragma unroll\n  for (int k = 0; k < Items; ++k) {\n"
+    "    const int64_t i = int64_t(k) * Threads + thread;\n    if (i < n) {\n$0    }\n  }\n";
+
+class Printer {
+ public:
+  Printer(const ElementwiseText& kernel, const GpuRows& how, bool registers, std::string indent)
+      : kernel_(kernel),
+        steps_(kernel.program.steps),
+        how_(how),
+        in_(spelling(how.language)),
+        registers_(registers),
+        plan_(schedule(kernel.program, registers ? Keep::expensive_and_inputs : Keep::nothing)),
+        rows_(kernel.program, in_, indent),
+        elements_(kernel.program, in_, indent + (registers ? "    " : "  ")) {}
+
+  /// `element(input)` and `one(input)` say where an input's element and its row's value are,
+  /// `out(output)` where an element goes and `out_row(output)` where a row's value does.
+  template <typename Element, typename One, typename Out, typename OutRow>
+  std::string text(Element element, One one, Out out, OutRow out_row) const {
+    std::string body;
+    for (int step : plan_.kept) {
+      body += rows_.indent() + fill("$0 k_$1[Items];\n", {rows_.held(step), rows_.name(step)});
+    }
+    for (auto& pass : plan_.passes) {
+      body += once(pass.before, one);
+      std::string inner = element_text(kernel_.program, pass, elements_, element, [&](int step) {
+        return "k_" + elements_.name(step) + "[k]";
+      });
+      for (int step : pass.kept) {
+        inner += elements_.indent() + fill("k_$0[k] = $0;\n", {elements_.name(step)});
+      }
+      std::string results;
+      for (int step : pass.reduces) {
+        body += accumulator(step, inner, results);
+      }
+      for (size_t i = 0; pass.writes && i < kernel_.out.size(); ++i) {
+        int result = kernel_.program.results[i];
+        inner += at(result).row ? ""
+                                : elements_.indent() + out(i) + " = " +
+                elements_.stored(result, kernel_.out[i]) + ";\n";
+      }
+      body += fill(registers_ ? in_registers : how_.loop, {inner}) + results;
+    }
+    body += once(plan_.after, one);
+    for (size_t i = 0; i < kernel_.out.size(); ++i) {
+      int result = kernel_.program.results[i];
+      if (at(result).row) {
+        body += rows_.indent() + "if (" + how_.first + ") {\n" + rows_.indent() + "  " +
+            out_row(i) + " = " + rows_.stored(result, kernel_.out[i]) + ";\n" + rows_.indent() +
+            "}\n";
+      }
+    }
+    return body;
+  }
+
+  /// What a reduction is accumulated in: lanes exchange at least 32 bits.
+  std::string held(const Step& reduce) const {
+    bool narrow = !is_floating(reduce.operands) && size_of(reduce.operands) < 4;
+    return narrow ? "int32_t" : type_name(reduce.operands, in_);
+  }
+
+ private:
+  const Step& at(int step) const {
+    return steps_[static_cast<size_t>(step)];
+  }
+
+  template <typename One>
+  std::string once(const std::vector<int>& steps, One one) const {
+    std::string text;
+    for (int step : steps) {
+      text += at(step).kind == Kind::input ? rows_.load(step, one(at(step).input))
+                                           : rows_.statement(step);
+    }
+    return text;
+  }
+
+  /// The accumulator's declaration; its update joins `inner`, and its result `results`.
+  std::string accumulator(int step, std::string& inner, std::string& results) const {
+    auto& made = at(step);
+    auto& name = rows_.name(step);
+    auto type = held(made);
+    auto combine = std::string("row_") + made.reduction->name;
+    auto own = type_name(made.operands, in_);
+    auto neutral_value = type + "(" + neutral(*made.reduction, made.operands, own, in_) + ")";
+    inner += elements_.indent() +
+        fill("a_$0 = $1::of($2(a_$0), $2($3));\n",
+             {name, combine, type, elements_.value(made.args[0], made.operands)});
+    auto whole = fill(how_.reduced, {combine, type, "a_" + name, neutral_value});
+    bool mean = made.reduction->name == std::string_view("mean");
+    results += rows_.indent() +
+        fill(mean ? "const $0 $1 = $0($2 / float(n));\n" : "const $0 $1 = $0($2);\n",
+             {rows_.held(step), name, whole});
+    return rows_.indent() + type + " a_" + name + " = " + neutral_value + ";\n";
+  }
+
+  const ElementwiseText& kernel_;
+  const std::vector<Step>& steps_;
+  const GpuRows& how_;
+  const Spelling& in_;
+  bool registers_;
+  Schedule plan_;
+  Statements rows_;
+  Statements elements_;
+};
+
+bool is_number(const ElementwiseText& kernel, size_t input) {
+  return input + kernel.numbers >= kernel.in.size();
+}
+
+std::string numbered(const char* name, size_t i) {
+  return name + std::to_string(i);
+}
+
+} // namespace
+
+int kept_values(const Program& program) {
+  return static_cast<int>(schedule(program, Keep::expensive_and_inputs).kept.size());
+}
+
+Text cuda_rows_text(const ElementwiseText& kernel, const RowAccess& access) {
+  auto& in = spelling(Language::cuda);
+  Printer printer(kernel, of_cuda, access.registers, "  ");
+  std::string parameters;
+  std::string strides;
+  std::string pointers;
+  std::string axes;
+  // Where the row is along each axis, from the last one on.
+  std::string rest = "row";
+  for (int a = access.rank - 1; a >= 0; --a) {
+    auto n = std::to_string(a);
+    axes += a == 0
+        ? fill("  const int64_t c0 = $0;\n", {rest})
+        : fill(
+              "  const int64_t c$0 = $1 % e$0.get();\n  const int64_t r$0 = $1 / e$0.get();\n",
+              {n, rest});
+    rest = "r" + n;
+  }
+  for (size_t i = 0; i < kernel.in.size(); ++i) {
+    auto n = std::to_string(i);
+    if (is_number(kernel, i)) {
+      parameters += "float v" + n + ", ";
+      continue;
+    }
+    parameters += "Pointer in" + n + ", ";
+    std::string place;
+    for (int a = 0; a < access.rank; ++a) {
+      strides += fill(", Extent s$0_$1", {n, std::to_string(a)});
+      place += fill(" + c$1 * s$0_$1.get()", {n, std::to_string(a)});
+    }
+    pointers += fill(
+        "  const $0* __restrict__ p$1 = in$1.as<const $0>()$2;\n",
+        {type_name(kernel.in[i], in), n, place});
+    if (access.strided[i]) {
+      strides += fill(", Extent d$0", {n});
+      pointers += fill("  const int64_t l$0 = d$0.get();\n", {n});
+    }
+  }
+  for (size_t i = 0; i < kernel.out.size(); ++i) {
+    parameters += numbered("Pointer out", i) + ", ";
+    pointers += fill(
+        "  $0* __restrict__ q$1 = out$1.as<$0>();\n",
+        {type_name(kernel.out[i], in), std::to_string(i)});
+  }
+  parameters += "Extent rows, Extent length";
+  for (int a = 1; a < access.rank; ++a) {
+    parameters += ", Extent e" + std::to_string(a);
+  }
+  auto body = printer.text(
+      [&](int i) {
+        auto n = std::to_string(i);
+        return "p" + n + (access.strided[static_cast<size_t>(i)] ? "[i * l" + n + "]" : "[i]");
+      },
+      [&](int i) {
+        auto n = std::to_string(i);
+        return is_number(kernel, static_cast<size_t>(i)) ? "v" + n : "p" + n + "[0]";
+      },
+      [](size_t i) { return numbered("q", i) + "[row * n + i]"; },
+      [](size_t i) { return numbered("q", i) + "[row]"; });
+  return {
+      prelude_text(in) + prelude_file("zmlx/kernel/lang/rows_cuda.h"),
+      reductions_text(kernel.program) +
+          "\ntemplate <int Threads, int Items>\n__global__ void __launch_bounds__(Threads == 32 ? "
+          "256 : Threads) zmlx_rows(" +
+          parameters + strides +
+          ") {\n  wait_for_predecessor();\n  start_successor();\n"
+          "  const int thread = Threads == 32 ? lane_index() : int(threadIdx.x);\n"
+          "  const int64_t row = Threads == 32 ? int64_t(blockIdx.x) * 8 + warp_index() : "
+          "int64_t(blockIdx.x);\n"
+          "  if (row >= rows.get()) {\n    return;\n  }\n"
+          "  const int64_t n = length.get();\n  const int32_t row_size = int32_t(n);\n" +
+          axes + pointers + body + "}\n"};
+}
+
+Text metal_rows_text(const ElementwiseText& kernel) {
+  auto& in = spelling(Language::metal);
+  Printer printer(kernel, of_metal, false, "");
+  std::string places;
+  for (size_t i = 0; i + kernel.numbers < kernel.in.size(); ++i) {
+    places += fill(
+        "const int64_t b$0 = elem_to_loc(row * int64_t(n), in$0_shape, in$0_strides, in$0_ndim);\n"
+        "const int64_t l$0 = in$0_strides[in$0_ndim - 1];\n",
+        {std::to_string(i)});
+  }
+  std::vector<std::string> types;
+  for (auto& step : kernel.program.steps) {
+    if (step.kind == Kind::reduce) {
+      auto type = printer.held(step);
+      if (std::find(types.begin(), types.end(), type) == types.end()) {
+        types.push_back(type);
+        places += fill("threadgroup $0 parts_$0[32];\n", {type});
+      }
+    }
+  }
+  auto body = printer.text(
+      [](int i) { return fill("in$0[b$0 + int64_t(i) * l$0]", {std::to_string(i)}); },
+      [&](int i) {
+        bool number = is_number(kernel, static_cast<size_t>(i));
+        return fill(number ? "in$0" : "in$0[b$0]", {std::to_string(i)});
+      },
+      [](size_t i) { return numbered("out", i) + "[row * n + i]"; },
+      [](size_t i) { return numbered("out", i) + "[row]"; });
+  return {
+      prelude_text(in) + prelude_file("zmlx/kernel/lang/rows_metal.h") +
+          reductions_text(kernel.program),
+      "const int64_t row = threadgroup_position_in_grid.x;\n"
+      "const uint thread = thread_position_in_threadgroup.x;\n"
+      "const uint threads = threads_per_threadgroup.x;\n"
+      "const uint lane = thread_index_in_simdgroup;\n"
+      "const uint group = simdgroup_index_in_threadgroup;\n"
+      "const uint groups = threads / 32;\n"
+      "const uint n = in0_shape[in0_ndim - 1];\nconst int32_t row_size = n;\n" +
+          places + body};
+}
+
+} // namespace zmlx::lang
