@@ -108,8 +108,7 @@ def map_reduce(
     the result has x's dtype. `threadgroup` changes nothing.
 
     Raises:
-        ValueError: another op, text that is no expression, or an update that is no sum, product,
-            maximum or minimum.
+        ValueError: another op, text that is no expression, or passes that do not fit together.
     """
     if pass1 is not None or pass2 is not None or write is not None:
         if expr is not None or pass1 is None or pass2 is None or write is None:
@@ -166,8 +165,7 @@ def reduce(
     input's dtype.
 
     Raises:
-        ValueError: another op, text that is no expression, or an update that is no sum, product,
-            maximum or minimum.
+        ValueError: another op, or text that is no expression.
     """
     if init is None and update is None:
         return map_reduce("x", op, axis, keepdims=keepdims, name="reduce")

@@ -4,7 +4,7 @@
 
 #include "op_testing.h"
 #include "zmlx/kernel/lang/derive.h"
-#include "zmlx/kernel/lang/parse.h"
+#include "zmlx/kernel/lang/fold.h"
 #include "zmlx/runtime/cuda/nvrtc.h"
 #include "zmlx/runtime/jit.h"
 #include "zmlx/runtime/rowwise_gpu.h"
@@ -158,6 +158,7 @@ static int64_t elem_to_loc(int64_t i, const int* shape, const int64_t* strides, 
 struct Example {
   const char* name;
   const char* text; // of x, a row's value r, and a column c
+  const char* update = nullptr; // of a loop from r on, whose result is s
 };
 const Example examples[] = {
     {"softmax", "row_softmax(x)"},
@@ -167,6 +168,7 @@ const Example examples[] = {
      "x + row_sum(x > 0 ? int64(1) : int64(0)) + row_max(int8(floor(10 * x))) + row_size"},
     {"bools", "row_max(x > 3) || row_min(x > -9) ? x : r"},
     {"no_reduction", "x * r + c"},
+    {"loop", "x * s + row_max(exp(x))", "acc * 0.5 + sin(x) * c"},
 };
 
 /// x is transposed: its rows are strided, or contiguous in memory.
@@ -195,11 +197,15 @@ struct Data {
 
 struct Kernel {
   explicit Kernel(const Example& example)
-      : value(parse({example.text, {"x", "r", "c"}})),
+      : value(value_of(example)),
         program(lower({value}, {"x", "r", "c"}, {{}, {}, {}}, {false, true, false})) {}
 
-  bool is_row() const {
-    return program.steps[static_cast<size_t>(program.results[0])].row;
+  static Expr value_of(const Example& example) {
+    std::vector<FoldText> folds;
+    if (example.update) {
+      folds.push_back({"s", "acc", "r", example.update, ""});
+    }
+    return parse_folds({example.text, {"x", "r", "c"}}, folds);
   }
   void expect(const Data& data, const std::vector<float>& got) const {
     auto n = static_cast<size_t>(data.n);

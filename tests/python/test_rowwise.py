@@ -308,6 +308,8 @@ assert mx.allclose(f(x), mx.softmax(x, -1), atol=1e-6).item()
 assert zmlx.rowwise("row_max(x) + row_sum(1)", keepdims=False)(x).shape == (3,)
 g, h = (mx.grad(lambda v: (k(v) ** 2).sum())(x) for k in (f, lambda v: mx.softmax(v, -1)))
 assert mx.allclose(g, h, atol=1e-6).item()
+decay = zmlx.reduce(init="0", update="acc * 0.5f + v")
+assert mx.allclose(decay(mx.array([[1.0, 2.0, 3.0]])), mx.array([4.25])).item()
 assert _ext.jit_compile_count() == 0
 """
     env = {**os.environ, "ZMLX_CXX": "/nowhere/c++"}
@@ -382,9 +384,30 @@ def test_updates_that_are_reductions(init, update, want):
     check(zmlx.reduce(init=init, update=update)(x), want(wide(x)), 1e-4)
 
 
-def test_updates_that_are_none_are_named():
-    with pytest.raises(ValueError, match=r"update must be acc plus, .* but got 'acc \* 0.5 \+ v'"):
-        zmlx.reduce(init="0", update="acc * 0.5 + v")
+def test_other_updates_take_one_element_after_the_other():
+    x = normal(4, 33)
+    decay = zmlx.reduce(init="1", update="acc * 0.5f + v * v", finalize="acc / 2")
+    want = np.ones(4)
+    for column in wide(x).T:
+        want = want * 0.5 + column**2
+    check(decay(x), want / 2)
+    assert decay(x.astype(mx.bfloat16)).dtype == mx.bfloat16
+    scaled = zmlx.map_reduce(
+        pass1={"init": "0", "update": "max(acc1, fabs(x))", "reduce": "max(a, b)"},
+        pass2={"init": "0", "update": "acc2 > 2 ? x / s1 : acc2 + x / s1 + 1"},
+        write="x * s2 + s1",
+    )
+    top = np.abs(wide(x)).max(-1)
+    want = np.zeros(4)
+    for column in wide(x).T:
+        want = np.where(want > 2, column / top, want + column / top + 1)
+    check(scaled(x), wide(x) * want[:, None] + top[:, None], 1e-4)
+    assert decay(mx.zeros((2, 0))).tolist() == [0.5, 0.5]
+    with pytest.raises(ValueError, match="a loop over a row whose update is no reduction has no"):
+        mx.grad(lambda v: decay(v).sum())(x)
+
+
+def test_passes_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match=r"reduce must combine values as update does"):
         zmlx.map_reduce(
             pass1={"init": "0", "update": "acc1 + x", "reduce": "max(a, b)"},

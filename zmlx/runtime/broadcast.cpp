@@ -4,6 +4,7 @@
 #include "mlx/ops.h"
 #include "zmlx/graph/capture.h"
 #include "zmlx/runtime/error.h"
+#include "zmlx/runtime/map_reduce.h"
 
 namespace zmlx {
 
@@ -33,6 +34,13 @@ mx::Shape common_shape(const std::string& name, const std::vector<mx::array>& in
   return shape;
 }
 
+/// On a CPU by threads and in double precision.
+static mx::array summed(const mx::array& x, const std::vector<int>& axes, mx::StreamOrDevice s) {
+  static const MapReduce sum({"sum", {"x"}, {lang::input("x")}}, "sum");
+  bool on_cpu = mx::to_stream(s).device == mx::Device::cpu;
+  return on_cpu ? sum({x}, axes, true, {}, s) : mx::sum(x, axes, true, s);
+}
+
 mx::array fitted(mx::array x, const mx::Shape& shape, mx::StreamOrDevice s) {
   std::vector<int> axes;
   size_t extra = x.ndim() - shape.size();
@@ -42,7 +50,7 @@ mx::array fitted(mx::array x, const mx::Shape& shape, mx::StreamOrDevice s) {
     }
   }
   if (!axes.empty()) {
-    x = mx::sum(x, axes, true, s);
+    x = summed(x, axes, s);
     x = mx::reshape(x, {x.shape().begin() + static_cast<int64_t>(extra), x.shape().end()}, s);
   }
   return mx::broadcast_to(x, shape, s);

@@ -129,6 +129,24 @@ Args expression_graph(
         values.push_back(in(reductions.at(step.reduction->name)(row, -1, true, s), step.operands));
         break;
       }
+      case lang::Kind::fold: {
+        Args rows;
+        for (int arg : step.args) {
+          auto& of = program.steps[static_cast<size_t>(arg)];
+          rows.push_back(
+              whole(in(values[static_cast<size_t>(arg)], of.type.dtype), shape.back(), s));
+        }
+        auto acc = whole(in(values[static_cast<size_t>(step.args[0])], step.operands), 1, s);
+        for (int i = 0; i < shape.back(); ++i) {
+          Args now{acc};
+          for (size_t k = 1; k < rows.size(); ++k) {
+            now.push_back(mx::take(rows[k], mx::array({i}), -1, s));
+          }
+          acc = expression_graph(*step.loop, now, {mlx_dtype(step.operands)}, false, s)[0];
+        }
+        values.push_back(acc);
+        break;
+      }
       case lang::Kind::row_size:
         values.push_back(mx::array(shape.back(), mx::int32));
         break;

@@ -201,6 +201,8 @@ class Reverse {
     } else if (node->kind == Kind::reduce) {
       auto& derivative = parsed(node->reduction, 0, node->reduction->derivative);
       add(node->args[0], substitute(derivative, row_names, {node->args[0], 0, 0, node, g}), true);
+    } else if (node->kind == Kind::fold) {
+      fail("kernel", "a loop over a row whose update is no reduction has no gradient.");
     } else if (node->kind == Kind::call) {
       std::vector<Expr> values = node->args;
       values.resize(3, Expr(0));
@@ -267,6 +269,15 @@ std::vector<double> evaluate_row(
         row[0] = node->reduction->fold(row[0], at(node->args[0], i));
       }
       row[0] /= node->reduction->name == std::string_view("mean") ? static_cast<double>(n) : 1;
+    } else if (node->kind == Kind::fold) {
+      row = {at(node->args[0], 0)};
+      for (size_t i = 0; i < n; ++i) {
+        std::vector<double> now{row[0]};
+        for (size_t k = 1; k < node->args.size(); ++k) {
+          now.push_back(at(node->args[k], i));
+        }
+        row[0] = evaluate(node->loop->update, node->loop->names, now);
+      }
     } else if (node->kind == Kind::call) {
       size_t length = 1;
       for (auto& arg : node->args) {

@@ -82,15 +82,21 @@ Expr cast(Expr value, Dtype dtype) {
   return make(std::move(node));
 }
 
+Expr fold(Loop loop, std::vector<Expr> args) {
+  Node node{Kind::fold};
+  node.loop = std::make_shared<const Loop>(std::move(loop));
+  node.args = std::move(args);
+  return make(std::move(node));
+}
+
 Expr row_size() {
   return make(Node{Kind::row_size});
 }
 
 bool has_rows(const std::vector<Expr>& roots) {
   auto order = topological(roots);
-  return std::any_of(order.begin(), order.end(), [](auto* node) {
-    return node->kind == Kind::reduce || node->kind == Kind::row_size;
-  });
+  return std::any_of(
+      order.begin(), order.end(), [](auto* node) { return node->kind >= Kind::reduce; });
 }
 
 Expr substitute(

@@ -12,6 +12,7 @@
 
 namespace zmlx::lang {
 
+struct Loop;
 struct Node;
 struct Function;
 struct Reduction;
@@ -39,7 +40,7 @@ class Expr {
   std::shared_ptr<const Node> node_;
 };
 
-enum class Kind : uint8_t { boolean, integer, real, input, call, cast, reduce, row_size };
+enum class Kind : uint8_t { boolean, integer, real, input, call, cast, reduce, fold, row_size };
 
 struct Node {
   Kind kind;
@@ -47,10 +48,20 @@ struct Node {
   std::string name{}; // of an input
   const Function* function = nullptr; // of a call
   const Reduction* reduction = nullptr; // of a reduce
+  std::shared_ptr<const Loop> loop{}; // of a fold
   Dtype dtype = Dtype::f32; // of a cast
   std::vector<Expr> args{};
 };
 
+/// What a fold does with each element of a row, in order: the first name is the accumulator, the
+/// others are the fold's arguments behind the first, which is where it starts.
+struct Loop {
+  Expr update;
+  std::vector<std::string> names;
+};
+
+/// The accumulator after a row's elements, one after the other. It has no gradient.
+Expr fold(Loop loop, std::vector<Expr> args);
 /// An input by name.
 Expr input(std::string name);
 /// A constant integer.

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <string_view>
+#include <unordered_map>
 
 #include "zmlx/kernel/lang/derive.h"
 #include "zmlx/kernel/lang/functions.h"
@@ -68,6 +69,38 @@ Expr chosen(const Expr& expr) {
   return call(greater == straight ? "max" : "min", {left, right});
 }
 
+/// A loop of an update's largest parts without `acc`.
+Expr loop_of(const Expr& init, const Expr& update, const std::string& acc) {
+  std::vector<Expr> args{init};
+  Loop loop{update, {acc}};
+  std::unordered_map<const Node*, Expr> done;
+  auto walk = [&](auto& self, const Expr& expr) -> Expr {
+    if (is_input(expr, acc) || is_constant(expr)) {
+      return expr;
+    }
+    if (auto it = done.find(expr.get()); it != done.end()) {
+      return it->second;
+    }
+    Expr out = expr;
+    if (uses(expr, acc)) {
+      Node node = *expr;
+      for (auto& arg : node.args) {
+        arg = self(self, arg);
+      }
+      out = Expr(std::make_shared<const Node>(std::move(node)));
+    } else {
+      // Texts have no names with a colon.
+      loop.names.push_back("part:" + std::to_string(args.size()));
+      args.push_back(expr);
+      out = input(loop.names.back());
+    }
+    done.emplace(expr.get(), out);
+    return out;
+  };
+  loop.update = walk(walk, update);
+  return fold(std::move(loop), std::move(args));
+}
+
 } // namespace
 
 std::optional<Folded> folded(const Expr& init, const Expr& update, const std::string& acc) {
@@ -121,15 +154,13 @@ Expr parse_folds(const Source& source, const std::vector<FoldText>& folds) {
     return substitute(parse(part), names, values);
   };
   for (auto& fold : folds) {
-    auto value = folded(parsed(fold.init, {}), parsed(fold.update, {fold.acc}), fold.acc);
+    auto init = parsed(fold.init, {});
+    auto update = parsed(fold.update, {fold.acc});
+    auto value = folded(init, update, fold.acc);
+    names.push_back(fold.name);
     if (!value) {
-      fail(
-          source.where.c_str(),
-          "update must be ",
-          fold.acc,
-          " plus, minus or times a value, or their max or min, but got '",
-          fold.update,
-          "'.");
+      values.push_back(loop_of(init, update, fold.acc));
+      continue;
     }
     if (!fold.combine.empty() &&
         combination(parsed(fold.combine, {"a", "b"}), "a", "b") != value->reduction) {
@@ -141,7 +172,6 @@ Expr parse_folds(const Source& source, const std::vector<FoldText>& folds) {
           fold.combine,
           "'.");
     }
-    names.push_back(fold.name);
     values.push_back(value->value);
   }
   return parsed(source.text, {});

@@ -33,8 +33,8 @@ struct FoldText {
 };
 
 /// The value of source.text, which may use the folds' results, as may later folds, and the row's
-/// length `D`. Throws std::invalid_argument for an update that is no reduction, and for one that is
-/// combined in another way.
+/// length `D`. Folds that are reductions become such, others stay loops. Throws
+/// std::invalid_argument for a reduction that is combined in another way.
 Expr parse_folds(const Source& source, const std::vector<FoldText>& folds);
 
 } // namespace zmlx::lang

@@ -64,6 +64,7 @@ class Lowering {
     put(step.input);
     put(reinterpret_cast<uintptr_t>(step.function));
     put(reinterpret_cast<uintptr_t>(step.reduction));
+    put(reinterpret_cast<uintptr_t>(step.loop.get()));
     for (int arg : step.args) {
       put(arg);
     }
@@ -96,6 +97,21 @@ class Lowering {
     step.reduction = &reduction;
     step.operands = computing(dtype);
     step.args = {arg};
+    return add(std::move(step));
+  }
+
+  int fold(const Loop& loop, std::vector<int> args) {
+    std::vector<Typed> types;
+    for (int arg : args) {
+      types.push_back(type(arg));
+    }
+    // The accumulator has the dtype that an update makes of it.
+    auto typed = lower({loop.update}, loop.names, types);
+    types[0] = {typed.steps[static_cast<size_t>(typed.results[0])].type.dtype, false};
+    Step step{Kind::fold, types[0]};
+    step.loop = std::make_shared<const Program>(lower({loop.update}, loop.names, types));
+    step.operands = computing(types[0].dtype);
+    step.args = std::move(args);
     return add(std::move(step));
   }
 
@@ -208,6 +224,14 @@ Program lower(
       case Kind::reduce:
         number = lowering.reduce(*node->reduction, done.at(node->args[0].get()));
         break;
+      case Kind::fold: {
+        std::vector<int> args;
+        for (auto& arg : node->args) {
+          args.push_back(done.at(arg.get()));
+        }
+        number = lowering.fold(*node->loop, std::move(args));
+        break;
+      }
       case Kind::row_size:
         step.type = {Dtype::i32, true};
         number = lowering.add(std::move(step));

@@ -22,6 +22,8 @@ Typed promote(Typed a, Typed b);
 /// The dtype that values are held in while computing: float32 for all floating ones.
 Dtype computing(Dtype dtype);
 
+struct Program;
+
 struct Step {
   Kind kind;
   Typed type; // of the result
@@ -30,6 +32,7 @@ struct Step {
   int input = 0;
   const Function* function = nullptr;
   const Reduction* reduction = nullptr;
+  std::shared_ptr<const Program> loop{}; // of a fold; its inputs are the accumulator and arguments
   bool row = false; // whether there is one value for a row
   std::vector<int> args{};
 };

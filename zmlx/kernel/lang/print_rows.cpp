@@ -33,13 +33,14 @@ class CppRows {
   std::string text() const {
     std::string body;
     for (auto& pass : plan_.passes) {
-      body += once(pass.before) + (pass.reduces.empty() ? write(pass) : reduce(pass));
+      body += once(pass.before);
+      body += pass.in_order ? fold(pass) : pass.reduces.empty() ? write(pass) : reduce(pass);
     }
     body += once(plan_.after);
     for (size_t i = 0; i < kernel_.out.size(); ++i) {
       body += at(kernel_.program.results[i]).row ? "    " + stored(i, rows_, "0") : "";
     }
-    return reductions_text(kernel_.program) +
+    return reductions_text(kernel_.program, in_) +
         "\nextern \"C\" void zmlx_rows(\n    const void* const* in, const int64_t* in_steps, void* "
         "const* out,\n    const int64_t* out_steps, int64_t rows, int64_t n, char* kept) {\n"
         "  const int32_t row_size = int32_t(n);\n" +
@@ -110,6 +111,22 @@ class CppRows {
 
   std::string write(const Pass& pass) const {
     return "#pragma omp simd\n    for (int64_t i = 0; i < n; ++i) {\n" + element(pass) + "    }\n";
+  }
+
+  std::string fold(const Pass& pass) const {
+    std::string before;
+    std::string updates;
+    std::string results;
+    for (int step : pass.reduces) {
+      auto type = rows_.held(step);
+      auto& name = rows_.name(step);
+      before += fill(
+          "    $0 s_$1 = $2;\n", {type, name, rows_.value(at(step).args[0], at(step).operands)});
+      updates += fold_text(kernel_.program, step, elements_);
+      results += fill("    const $0 $1 = s_$1;\n", {type, name});
+    }
+    return before + "    for (int64_t i = 0; i < n; ++i) {\n" + element(pass) + updates +
+        "    }\n" + results;
   }
 
   std::string reduce(const Pass& pass) const {

@@ -29,8 +29,9 @@ struct RowAccess {
 /// CUDA, behind kernel/cuda/base.cuh: `template <int Threads, int Items> __global__ void
 /// zmlx_rows(...)`, Threads a row (32: eight rows a block, else a row a block) with Items elements
 /// each, or all in a loop where rows are not kept in registers. Its arguments: a Pointer for each
-/// input and output (a float for a number), then Extents: the rows, a row's length, the extents of the rows' axes but the
-/// first, and for each input its strides along those axes and, if it is strided, the last.
+/// input and output (a float for a number), then Extents: the rows, a row's length, the extents of
+/// the rows' axes but the first, and for each input its strides along those axes and, if it is
+/// strided, the last.
 Text cuda_rows_text(const ElementwiseText& kernel, const RowAccess& access);
 /// Values that a thread holds for each element while rows are in registers.
 int kept_values(const Program& program);

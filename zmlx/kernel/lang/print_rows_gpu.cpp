@@ -13,17 +13,20 @@ namespace {
 struct GpuRows {
   Language language;
   const char* loop; // over a thread's elements, in memory: $0 the statements
+  const char* in_order; // over all elements
   const char* reduced; // $0 the reduction, $1 the type, $2 the value, $3 what is neutral
   const char* first; // whether a thread writes the row's results
 };
 constexpr GpuRows of_cuda = {
     Language::cuda,
     "  for (int64_t i = thread; i < n; i += Threads) {\n$0  }\n",
+    "  for (int64_t i = 0; i < n; ++i) {\n$0  }\n",
     "reduced<$0, Threads>($2, $3)",
     "thread == 0"};
 constexpr GpuRows of_metal = {
     Language::metal,
     "for (uint i = thread; i < n; i += threads) {\n$0}\n",
+    "for (uint i = 0; i < n; ++i) {\n$0}\n",
     "reduced<$0>($2, $3, parts_$1, lane, group, groups)",
     "thread == 0"};
 constexpr const char* in_registers =
@@ -60,7 +63,7 @@ class Printer {
       }
       std::string results;
       for (int step : pass.reduces) {
-        body += accumulator(step, inner, results);
+        body += pass.in_order ? fold(step, inner, results) : accumulator(step, inner, results);
       }
       for (size_t i = 0; pass.writes && i < kernel_.out.size(); ++i) {
         int result = kernel_.program.results[i];
@@ -68,7 +71,12 @@ class Printer {
                                 : elements_.indent() + out(i) + " = " +
                 elements_.stored(result, kernel_.out[i]) + ";\n";
       }
-      body += fill(registers_ ? in_registers : how_.loop, {inner}) + results;
+      body += fill(
+                  pass.in_order    ? how_.in_order
+                      : registers_ ? in_registers
+                                   : how_.loop,
+                  {inner}) +
+          results;
     }
     body += once(plan_.after, one);
     for (size_t i = 0; i < kernel_.out.size(); ++i) {
@@ -101,6 +109,15 @@ class Printer {
                                            : rows_.statement(step);
     }
     return text;
+  }
+
+  std::string fold(int step, std::string& inner, std::string& results) const {
+    auto& name = rows_.name(step);
+    auto type = rows_.held(step);
+    inner += fold_text(kernel_.program, step, elements_);
+    results += rows_.indent() + fill("const $0 $1 = s_$1;\n", {type, name});
+    return rows_.indent() +
+        fill("$0 s_$1 = $2;\n", {type, name, rows_.value(at(step).args[0], at(step).operands)});
   }
 
   /// The accumulator's declaration; its update joins `inner`, and its result `results`.
@@ -207,7 +224,7 @@ Text cuda_rows_text(const ElementwiseText& kernel, const RowAccess& access) {
       [](size_t i) { return numbered("q", i) + "[row]"; });
   return {
       prelude_text(in) + prelude_file("zmlx/kernel/lang/rows_cuda.h"),
-      reductions_text(kernel.program) +
+      reductions_text(kernel.program, in) +
           "\ntemplate <int Threads, int Items>\n__global__ void __launch_bounds__(Threads == 32 ? "
           "256 : Threads) zmlx_rows(" +
           parameters + strides +
@@ -250,7 +267,7 @@ Text metal_rows_text(const ElementwiseText& kernel) {
       [](size_t i) { return numbered("out", i) + "[row]"; });
   return {
       prelude_text(in) + prelude_file("zmlx/kernel/lang/rows_metal.h") +
-          reductions_text(kernel.program),
+          reductions_text(kernel.program, in),
       "const int64_t row = threadgroup_position_in_grid.x;\n"
       "const uint thread = thread_position_in_threadgroup.x;\n"
       "const uint threads = threads_per_threadgroup.x;\n"

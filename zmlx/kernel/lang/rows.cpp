@@ -29,7 +29,7 @@ class Scheduler {
         depths_[i] = std::max(depths_[i], depths_[a]);
         expensive_[i] = expensive_[i] || (expensive_[a] && !steps_[a].row);
       }
-      depths_[i] += step.kind == Kind::reduce;
+      depths_[i] += is_reduced(step);
     }
   }
 
@@ -37,7 +37,7 @@ class Scheduler {
     int passes = 0;
     bool writes = false;
     for (size_t i = 0; i < steps_.size(); ++i) {
-      passes = steps_[i].kind == Kind::reduce ? std::max(passes, depths_[i]) : passes;
+      passes = is_reduced(steps_[i]) ? std::max(passes, depths_[i]) : passes;
     }
     for (int result : results_) {
       if (!at(result).row) {
@@ -45,8 +45,8 @@ class Scheduler {
         passes = std::max(passes, depths_[static_cast<size_t>(result)] + 1);
       }
     }
-    made_.passes.resize(static_cast<size_t>(passes));
     for (int p = 0; p < passes; ++p) {
+      folds(p);
       pass(p, writes && p + 1 == passes);
     }
     made_.after = rows_until(passes);
@@ -54,6 +54,9 @@ class Scheduler {
   }
 
  private:
+  static bool is_reduced(const Step& step) {
+    return step.kind == Kind::reduce || step.kind == Kind::fold;
+  }
   const Step& at(int step) const {
     return steps_[static_cast<size_t>(step)];
   }
@@ -72,8 +75,40 @@ class Scheduler {
     return out;
   }
 
+  /// Folds take a pass of their own, for which nothing is kept: on a GPU all threads go over all
+  /// elements.
+  void folds(int number) {
+    Pass pass;
+    std::vector<bool> seen(steps_.size(), false);
+    auto want = [&](auto& self, int step) -> void {
+      auto i = static_cast<size_t>(step);
+      if (steps_[i].row || seen[i]) {
+        return;
+      }
+      seen[i] = true;
+      for (int arg : steps_[i].args) {
+        self(self, arg);
+      }
+      pass.each.push_back(step);
+    };
+    for (size_t i = 0; i < steps_.size(); ++i) {
+      if (steps_[i].kind == Kind::fold && depths_[i] == number + 1) {
+        pass.reduces.push_back(static_cast<int>(i));
+        for (int arg : steps_[i].args) {
+          want(want, arg);
+        }
+      }
+    }
+    if (!pass.reduces.empty()) {
+      pass.in_order = true;
+      pass.before = rows_until(number);
+      std::sort(pass.each.begin(), pass.each.end());
+      made_.passes.push_back(std::move(pass));
+    }
+  }
+
   void pass(int number, bool writes) {
-    auto& pass = made_.passes[static_cast<size_t>(number)];
+    Pass pass;
     pass.before = rows_until(number);
     pass.writes = writes;
     std::vector<bool> seen(steps_.size(), false);
@@ -110,9 +145,12 @@ class Scheduler {
     for (int step : pass.restored) {
       if (std::find(made_.kept.begin(), made_.kept.end(), step) == made_.kept.end()) {
         made_.kept.push_back(step);
-        made_.passes[static_cast<size_t>(first_[static_cast<size_t>(step)])].kept.push_back(step);
+        auto where = places_[static_cast<size_t>(first_[static_cast<size_t>(step)])];
+        made_.passes[where].kept.push_back(step);
       }
     }
+    places_.push_back(made_.passes.size());
+    made_.passes.push_back(std::move(pass));
   }
 
   const std::vector<Step>& steps_;
@@ -121,6 +159,7 @@ class Scheduler {
   std::vector<int> depths_; // passes that must be done before
   std::vector<bool> expensive_;
   std::vector<int> first_; // the pass that computes it first
+  std::vector<size_t> places_; // of the passes that are not in order
   Schedule made_;
 };
 

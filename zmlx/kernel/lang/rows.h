@@ -15,6 +15,7 @@ struct Pass {
   std::vector<int> each; // of an element: loaded or computed here
   std::vector<int> kept; // those of `each` that later passes restore
   std::vector<int> reduces; // reductions of what is here
+  bool in_order = false; // whether they are folds, which take one element after the other
   bool writes = false; // whether results of an element are written
 };
 

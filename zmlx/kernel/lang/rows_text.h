@@ -9,8 +9,12 @@
 
 namespace zmlx::lang {
 
-/// A struct row_sum, ... with of(a, b) for each reduction that the program has.
-std::string reductions_text(const Program& program);
+/// A struct row_sum, ... with of(a, b) for each reduction that the program has, and a function
+/// fold_... for each fold.
+std::string reductions_text(const Program& program, const Spelling& in);
+
+/// `s_t3 = fold_t3(s_t3, x0);` of a fold.
+std::string fold_text(const Program& program, int step, const Statements& body);
 
 /// What a pass does for one element, but for results: loaded(input) and restored(step) say where
 /// values are.
