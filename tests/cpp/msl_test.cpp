@@ -143,6 +143,34 @@ TEST(Msl, programs_for_cuda_compile_for_all_architectures) {
   }
 }
 
+TEST(Msl, threads_of_a_group_wait_for_each_other_on_the_cpu) {
+  if (!jit::available()) {
+    GTEST_SKIP() << "there is no C++ compiler";
+  }
+  msl::Source source{"tree", {"x"}, {"y"}};
+  source.body = R"(
+    threadgroup float shared[256];
+    uint i = thread_position_in_threadgroup.x;
+    shared[i] = simd_sum(x[thread_position_in_grid.x]);
+    for (uint step = 128; step >= 32; step /= 2) {
+      threadgroup_barrier(mem_flags::mem_threadgroup);
+      if (i < step) {
+        shared[i] += shared[i + step];
+      }
+    }
+    if (i == 0) {
+      y[threadgroup_position_in_grid.x] = shared[0];
+    }
+  )";
+  MetalCall call{{{100}}, {mx::float32}, {256 * 100, 1, 1}, {256, 1, 1}};
+  auto x = mx::arange(0, 256 * 100, mx::float32, mx::Device::cpu);
+  auto y = MetalKernel(source)({x}, call, mx::Device::cpu)[0];
+  mx::eval(y);
+  for (int i = 0; i < 100; ++i) {
+    EXPECT_EQ(y.data<float>()[i], 256.0f * (256.0f * static_cast<float>(i) + 127.5f)) << i;
+  }
+}
+
 class PrintedForMetal : public ::testing::TestWithParam<Dtype> {};
 
 /// All functions of the language that take this dtype, and a conversion to each.

@@ -113,41 +113,46 @@ inline void resume(Thread& thread) {
   zmlx_switch(&group.scheduler, thread.stack);
 }
 
-/// Runs a simd-group until each of its threads is at a barrier or done. Where they have parted,
-/// those at the earliest call go on first.
+/// Lets the threads of a simd-group that can go on do so, each until it waits.
 inline void run_simdgroup(Thread* threads, uint count) {
-  for (;;) {
-    for (uint i = 0; i < count; ++i) {
-      if (threads[i].state == ready) {
-        resume(threads[i]);
-      }
-    }
-    const Thread* first = nullptr;
-    for (uint i = 0; i < count; ++i) {
-      auto& t = threads[i];
-      if (t.state == at_simdgroup && (!first || t.site < first->site)) {
-        first = &t;
-      }
-    }
-    if (!first) {
-      return;
-    }
-    auto together = first->together;
-    uint site = first->site;
-    uint mask = 0;
-    for (uint i = 0; i < count; ++i) {
-      auto& t = threads[i];
-      if (t.state == at_simdgroup && t.site == site && t.together == together) {
-        mask |= 1u << i;
-        t.state = ready;
-      }
-    }
-    if (together) {
-      together(threads, mask);
+  for (uint i = 0; i < count; ++i) {
+    if (threads[i].state == ready) {
+      resume(threads[i]);
     }
   }
 }
 
+/// Gives a simd-group's threads that have met at a call its results; false when none wait. Where
+/// they have parted, those at the earliest call go on first.
+inline bool meet_simdgroup(Thread* threads, uint count) {
+  const Thread* first = nullptr;
+  for (uint i = 0; i < count; ++i) {
+    auto& t = threads[i];
+    if (t.state == at_simdgroup && (!first || t.site < first->site)) {
+      first = &t;
+    }
+  }
+  if (!first) {
+    return false;
+  }
+  auto together = first->together;
+  uint site = first->site;
+  uint mask = 0;
+  for (uint i = 0; i < count; ++i) {
+    auto& t = threads[i];
+    if (t.state == at_simdgroup && t.site == site && t.together == together) {
+      mask |= 1u << i;
+      t.state = ready;
+    }
+  }
+  if (together) {
+    together(threads, mask);
+  }
+  return true;
+}
+
+/// Simd-groups go from call to call side by side, as on a GPU: bodies that forget a barrier often
+/// count on that.
 inline void run_group(const Launch& launch, uint count) {
   for (uint i = 0; i < count; ++i) {
     start(launch, i);
@@ -157,6 +162,13 @@ inline void run_group(const Launch& launch, uint count) {
       run_simdgroup(group.threads + i, count - i < 32 ? count - i : 32);
     }
     again = false;
+    for (uint i = 0; i < count; i += 32) {
+      again |= meet_simdgroup(group.threads + i, count - i < 32 ? count - i : 32);
+    }
+    if (again) {
+      continue;
+    }
+    // All that are not done are at a barrier.
     for (uint i = 0; i < count; ++i) {
       if (group.threads[i].state == at_barrier) {
         group.threads[i].state = ready;
@@ -166,17 +178,12 @@ inline void run_group(const Launch& launch, uint count) {
   }
 }
 
-template <typename T>
-zmlx_inline T& value_of(Thread& thread) {
-  static_assert(
-      sizeof(T) <= sizeof(thread.value), "a value of a simd-group function has at most 32 bytes");
-  return *reinterpret_cast<T*>(thread.value);
-}
-
 /// Hands x to the simd-group's threads that take part, and returns what `together` left for this
 /// one.
 template <typename T>
 zmlx_inline T meet(T x, uint argument, uint site, void (*together)(Thread*, uint)) {
+  static_assert(
+      sizeof(T) <= sizeof(Thread::value), "a value of a simd-group function has at most 32 bytes");
   Thread& self = *group.current;
   zmlx_copy(self.value, &x, sizeof(T));
   self.argument = argument;
