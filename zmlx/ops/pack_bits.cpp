@@ -27,16 +27,34 @@ Arrays pack_reference(const Arrays& in, const Attrs&) {
   return {mx::astype(mx::sum(bits, -1), mx::uint8)};
 }
 
+/// Eight bools, one a byte, as the bits of one.
+uint8_t packed_byte(uint64_t eight) {
+  // Byte k's bit lands at 56 + k; no two terms of the product meet.
+  return static_cast<uint8_t>((eight * 0x0102040810204080u) >> 56);
+}
+
+/// The inverse of packed_byte().
+uint64_t unpacked_byte(uint8_t byte) {
+  // Bit k of the byte alone in byte k, then any of them to 1.
+  const uint64_t spread = (byte * 0x0101010101010101u) & 0x8040201008040201u;
+  return ((spread + 0x7F7F7F7F7F7F7F7Fu) >> 7) & 0x0101010101010101u;
+}
+
 void pack(const Call& call, Member& member) {
   const auto* x = call.in[0].as<uint8_t>();
   auto* out = call.out[0].as<uint8_t>();
   const int64_t n = call.in[0].shape().size();
   const Range part = member.split(call.out[0].shape().size(), grain);
-  for (int64_t i = part.begin; i < part.end; ++i) {
-    uint64_t eight = 0; // one bit a byte
-    std::memcpy(&eight, x + 8 * i, static_cast<size_t>(std::min<int64_t>(8, n - 8 * i)));
-    // Byte k's bit lands at 56 + k; no two terms of the product meet.
-    out[i] = static_cast<uint8_t>((eight * 0x0102040810204080u) >> 56);
+  const int64_t whole = std::min(part.end, n / 8);
+  for (int64_t i = part.begin; i < whole; ++i) {
+    uint64_t eight;
+    std::memcpy(&eight, x + 8 * i, 8);
+    out[i] = packed_byte(eight);
+  }
+  if (part.begin < part.end && whole < part.end) {
+    uint64_t rest = 0;
+    std::memcpy(&rest, x + n / 8 * 8, static_cast<size_t>(n % 8));
+    out[n / 8] = packed_byte(rest);
   }
 }
 
@@ -87,11 +105,14 @@ void unpack(const Call& call, Member& member) {
   auto* out = call.out[0].as<uint8_t>();
   const int64_t n = call.out[0].shape().size();
   const Range part = member.split(call.in[0].shape().size(), grain);
-  for (int64_t i = part.begin; i < part.end; ++i) {
-    // Bit k of the byte alone in byte k, then any of them to 1.
-    const uint64_t spread = (x[i] * 0x0101010101010101u) & 0x8040201008040201u;
-    const uint64_t eight = ((spread + 0x7F7F7F7F7F7F7F7Fu) >> 7) & 0x0101010101010101u;
-    std::memcpy(out + 8 * i, &eight, static_cast<size_t>(std::min<int64_t>(8, n - 8 * i)));
+  const int64_t whole = std::min(part.end, n / 8);
+  for (int64_t i = part.begin; i < whole; ++i) {
+    const uint64_t eight = unpacked_byte(x[i]);
+    std::memcpy(out + 8 * i, &eight, 8);
+  }
+  if (part.begin < part.end && whole < part.end) {
+    const uint64_t rest = unpacked_byte(x[n / 8]);
+    std::memcpy(out + n / 8 * 8, &rest, static_cast<size_t>(n % 8));
   }
 }
 

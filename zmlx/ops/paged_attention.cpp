@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 
+#include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
 #include "zmlx/kernel/cpu/simd_math-inl.h"
@@ -24,6 +25,7 @@ struct Paged {
   static constexpr int64_t max_width = 256; // widest head
   static constexpr int64_t max_group = 32; // query heads of a KV head
   static constexpr int64_t tile = 64; // keys between two updates of the running maximum
+  static constexpr int64_t ahead = 8; // keys between a fetch and its use
   static constexpr int64_t min_chunk = 2 * tile;
   static constexpr int64_t wanted_pieces = 64;
 
@@ -86,6 +88,15 @@ struct Pages {
 
 HWY_BEFORE_NAMESPACE();
 namespace zmlx::HWY_NAMESPACE {
+
+/// Asks for a row of n elements before it is used.
+template <typename T>
+HWY_INLINE void fetch(const T* row, int64_t n) {
+  constexpr auto line = static_cast<int64_t>(64 / sizeof(T));
+  for (int64_t i = 0; i < n; i += line) {
+    hwy::Prefetch(row + i);
+  }
+}
 
 /// N rows of queries against one key.
 template <int N, typename T>
@@ -164,7 +175,8 @@ void attend_chunk(
   HWY_ALIGN float q[Paged::max_group * Paged::max_width];
   HWY_ALIGN float weights[Paged::max_group * tile];
   float keep[Paged::max_group];
-  const T* rows[tile];
+  const T* columns[tile]; // keys
+  const T* rows[tile]; // values
   const T* queries = call.in[0].as<T>() + (b * op.q_heads + head * group) * op.width;
   for (int64_t i = 0; i < group * op.width; i += static_cast<int64_t>(lanes())) {
     const size_t left = static_cast<size_t>(group * op.width - i);
@@ -180,14 +192,19 @@ void attend_chunk(
     const int64_t count = std::min(tile, keys.end - begin);
     for (int64_t j = 0; j < count; ++j) {
       const int64_t row = pages.row(begin + j, head);
-      const T* key = call.in[1].as<T>() + row * op.width;
+      columns[j] = call.in[1].as<T>() + row * op.width;
       rows[j] = call.in[2].as<T>() + row * op.value_width;
+    }
+    for (int64_t j = 0; j < count; ++j) {
+      // Rows of one head lie too far apart for the machine to foresee.
+      fetch(columns[std::min(j + Paged::ahead, count - 1)], op.width);
+      fetch(rows[j], op.value_width);
       int64_t r = 0;
       for (; r + 4 <= group; r += 4) {
-        score<4>(q + r * op.width, key, op.width, weights + r * tile + j, tile);
+        score<4>(q + r * op.width, columns[j], op.width, weights + r * tile + j, tile);
       }
       for (; r < group; ++r) {
-        score<1>(q + r * op.width, key, op.width, weights + r * tile + j, tile);
+        score<1>(q + r * op.width, columns[j], op.width, weights + r * tile + j, tile);
       }
     }
     for (int64_t r = 0; r < group; ++r) {

@@ -5,6 +5,7 @@
 #define HWY_TARGET_INCLUDE "zmlx/ops/resize_bilinear.cpp"
 #include <algorithm>
 #include <utility>
+#include <vector>
 
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
@@ -42,6 +43,15 @@ struct ResizeAxis {
     return {low, std::min(low + 1, in - 1), static_cast<float>(place - static_cast<double>(low))};
   }
 };
+
+/// Where each output of an axis lies.
+std::vector<Between> places(const ResizeAxis& axis) {
+  std::vector<Between> list;
+  for (int64_t o = 0; o < axis.out; ++o) {
+    list.push_back(axis.at(o));
+  }
+  return list;
+}
 
 struct Resize {
   static constexpr int64_t strip = 8192; // floats of a row that are held at a time
@@ -103,19 +113,24 @@ class Strips {
 
 /// Output rows, one a unit.
 template <typename T>
-void resize_units(const Resize& op, const Call& call, Range units) {
+void resize_units(
+    const Resize& op,
+    const Between* down_at,
+    const Between* across_at,
+    const Call& call,
+    Range units) {
   const int64_t n = op.channels;
   const int64_t width = op.columns.in * n;
   const auto step = static_cast<int64_t>(lanes());
   HWY_ALIGN float pixels[hn::MaxLanes(F32())] = {};
   for (int64_t unit = units.begin; unit < units.end; ++unit) {
-    const Between down = op.rows.at(unit % op.rows.out);
+    const Between& down = down_at[unit % op.rows.out];
     const T* x = call.in[0].as<T>() + unit / op.rows.out * op.rows.in * width;
     Strips<T> row(op, x + down.low * width, x + down.high * width, down.share);
     T* out = call.out[0].as<T>() + unit * op.columns.out * n;
     int64_t filled = 0;
     for (int64_t o = 0; o < op.columns.out; ++o) {
-      const Between across = op.columns.at(o);
+      const Between& across = across_at[o];
       const auto [low, high] = row.at(across);
       if (n >= step) {
         const Floats share = hn::Set(F32(), across.share);
@@ -141,14 +156,19 @@ void resize_units(const Resize& op, const Call& call, Range units) {
   }
 }
 
-void resize_kernel(const Resize& op, const Call& call, Range units) {
+void resize_kernel(
+    const Resize& op,
+    const Between* down,
+    const Between* across,
+    const Call& call,
+    Range units) {
   switch (call.in[0].dtype()) {
     case Dtype::f16:
-      return resize_units<hwy::float16_t>(op, call, units);
+      return resize_units<hwy::float16_t>(op, down, across, call, units);
     case Dtype::bf16:
-      return resize_units<hwy::bfloat16_t>(op, call, units);
+      return resize_units<hwy::bfloat16_t>(op, down, across, call, units);
     default:
-      return resize_units<float>(op, call, units);
+      return resize_units<float>(op, down, across, call, units);
   }
 }
 
@@ -198,8 +218,7 @@ mx::array resized(const mx::array& x, int axis, const ResizeAxis& to) {
   std::vector<int32_t> low;
   std::vector<int32_t> high;
   std::vector<float> share;
-  for (int64_t o = 0; o < to.out; ++o) {
-    const auto at = to.at(o);
+  for (auto& at : places(to)) {
     low.push_back(static_cast<int32_t>(at.low));
     high.push_back(static_cast<int32_t>(at.high));
     share.push_back(at.share);
@@ -229,10 +248,11 @@ CpuKernel kernel(const Types& in, const Types&, const Attrs& attrs) {
   if (2 * op.channels > Resize::strip) {
     return {};
   }
-  return {[op](const Call& call, Member& member) {
-    HWY_DYNAMIC_DISPATCH(resize_kernel)
-    (op, call, member.split(call.in[0].shape()[0] * op.rows.out));
-  }};
+  return {
+      [op, down = places(op.rows), across = places(op.columns)](const Call& call, Member& member) {
+        HWY_DYNAMIC_DISPATCH(resize_kernel)
+        (op, down.data(), across.data(), call, member.split(call.in[0].shape()[0] * op.rows.out));
+      }};
 }
 
 Case example(std::string label, mx::Shape x, std::vector<int64_t> to, bool corners = false) {

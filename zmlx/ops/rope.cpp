@@ -8,27 +8,43 @@
 #include "zmlx/kernel/cpu/rope-inl.h"
 #include "zmlx/ops/op.h"
 
+#ifndef ZMLX_OPS_ROPE_CPP_
+#define ZMLX_OPS_ROPE_CPP_
+namespace zmlx {
+
+constexpr int64_t rope_tokens = 8; // whose angles are held at a time
+
+} // namespace zmlx
+#endif
+
 HWY_BEFORE_NAMESPACE();
 namespace zmlx::HWY_NAMESPACE {
 
-/// Units are (token, head), tokens first, so that a token's angles are computed once.
+/// Units are (some tokens, head), tokens first: their angles are computed once, and a head's rows
+/// of them lie together.
 template <typename T>
 void rope_units(const Call& call, const cpu::Rope& rope, Range units) {
   const Shape& shape = call.in[0].shape();
   const int64_t tokens = shape[2];
   const int64_t heads = shape[0] * shape[1];
-  const size_t n = static_cast<size_t>(shape[3]);
   const int32_t* offsets = call.in[1].as<int32_t>();
   const bool own_offsets = call.in[1].shape().size() > 1;
-  Rotation rotation;
+  Rotation rotations[rope_tokens];
   for (int64_t unit = units.begin; unit < units.end; ++unit) {
-    const int64_t t = unit / heads;
-    const int64_t start = ((unit % heads) * tokens + t) * shape[3];
-    const T* x = call.in[0].as<T>() + start;
-    T* out = call.out[0].as<T>() + start;
-    const int64_t offset = offsets[own_offsets ? unit % heads / shape[1] : 0];
-    turn_to<T>(rotation, offset + t, rope, call.in[2].as<float>());
-    rotate_row(rotation, rope, x, n, out);
+    const int64_t first = unit / heads * rope_tokens;
+    const int64_t head = unit % heads;
+    const int64_t offset = offsets[own_offsets ? head / shape[1] : 0];
+    for (int64_t t = first; t < std::min(tokens, first + rope_tokens); ++t) {
+      auto& rotation = rotations[t - first];
+      turn_to<T>(rotation, offset + t, rope, call.in[2].as<float>());
+      const int64_t at = (head * tokens + t) * shape[3];
+      rotate_row(
+          rotation,
+          rope,
+          call.in[0].as<T>() + at,
+          static_cast<size_t>(shape[3]),
+          call.out[0].as<T>() + at);
+    }
   }
 }
 
@@ -147,7 +163,9 @@ CpuKernel kernel(const Types&, const Types&, const Attrs& attrs) {
     return {};
   }
   return {[rope](const Call& call, Member& member) {
-    HWY_DYNAMIC_DISPATCH(rope_kernel)(call, rope, member.split(call.in[0].shape().rows()));
+    const Shape& x = call.in[0].shape();
+    const int64_t blocks = (x[2] + rope_tokens - 1) / rope_tokens;
+    HWY_DYNAMIC_DISPATCH(rope_kernel)(call, rope, member.split(blocks * x[0] * x[1]));
   }};
 }
 
