@@ -5,14 +5,21 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from zmlx import elementwise, ops
+import zmlx
 from zmlx.kernels.options import accepts, like
 
-_STEP = elementwise(
-    "h + alpha * silu(normed) * gate", inputs=("h", "alpha", "normed", "gate"), name="recurrent"
+_STEP = zmlx.rowwise(
+    "h + alpha * silu(h * rsqrt(row_mean(h * h) + eps) * w) * gate",
+    inputs=("h", "w", "gate", "alpha", "eps"),
+    name="fused_recurrent_step",
 )
-_DEPTH = elementwise("k * sigmoid(x)", inputs=("x", "k"), name="depth_gate_sigmoid")
-_UNIT = elementwise(
+_ADVANTAGE = zmlx.rowwise(
+    "c = r - row_mean(r); c / (sqrt(row_mean(c * c)) + eps)",
+    inputs=("r", "eps"),
+    name="grpo_advantage_norm",
+)
+_DEPTH = zmlx.elementwise("k * sigmoid(x)", inputs=("x", "k"), name="depth_gate_sigmoid")
+_UNIT = zmlx.elementwise(
     "silu(gate) * up + residual", inputs=("gate", "up", "residual"), name="silu_mul_residual"
 )
 
@@ -24,7 +31,7 @@ def fused_recurrent_step(
     """h + alpha * silu(rms_norm(h, w_norm)) * gate for h and gate [.., N], w_norm [N]."""
     if isinstance(alpha, mx.array):
         (alpha,) = like(h, alpha)
-    return _STEP(h, alpha, ops.rms_norm(h, *like(h, w_norm), eps=eps), *like(h, gate))
+    return _STEP(h, *like(h, w_norm, gate), alpha, eps)
 
 
 def depth_gate_sigmoid(x: mx.array, *, k_max: int = 8) -> mx.array:
@@ -35,11 +42,7 @@ def depth_gate_sigmoid(x: mx.array, *, k_max: int = 8) -> mx.array:
 @accepts("threadgroup")
 def grpo_advantage_norm(rewards: mx.array, *, eps: float = 1e-6) -> mx.array:
     """(r - mean(r)) / (std(r) + eps) along the last axis, a group (Shao et al., 2024)."""
-    wide = rewards.astype(mx.float32)
-    centred = wide - wide.mean(-1, keepdims=True)
-    return (centred / (mx.sqrt((centred * centred).mean(-1, keepdims=True)) + eps)).astype(
-        rewards.dtype
-    )
+    return _ADVANTAGE(rewards, eps)
 
 
 def silu_mul_residual(gate: mx.array, up: mx.array, residual: mx.array) -> mx.array:
