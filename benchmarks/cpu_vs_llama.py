@@ -4,6 +4,10 @@
 
     pip install gguf
     python benchmarks/cpu_vs_llama.py --model small --threads 1 2 --json OUT
+    python benchmarks/cpu_vs_llama.py --model small --threads 1 2 --json OUT --append
+
+The second command adds its rounds to those in OUT, so that a comparison may be made of short pieces;
+`--prompts` or `--depths` without a number leave that part out.
 
 llama.cpp comes from the source distribution of llama-cpp-python, built for this machine, and runs
 with repacked weights in huge pages, its fastest setting. Its Q4_0 weights take 4.5 bits each, as do
@@ -175,7 +179,12 @@ def run_llama(
     rates = {}
     prompts = ",".join(map(str, work.prompts))
     depths = ",".join(map(str, work.depths))
-    for extra in (["-p", prompts, "-n", "0"], ["-p", "0", "-n", str(work.tokens), "-d", depths]):
+    parts = []
+    if prompts:
+        parts.append(["-p", prompts, "-n", "0"])
+    if depths:
+        parts.append(["-p", "0", "-n", str(work.tokens), "-d", depths])
+    for extra in parts:
         output = subprocess.run(
             command + extra,
             env=os.environ | {"GLIBC_TUNABLES": HUGE_PAGES},
@@ -191,9 +200,15 @@ def run_llama(
 
 def run_zmlx(folder: Path, threads: int, work: argparse.Namespace) -> dict[str, Any]:
     """The same of a patched model, in a process of its own."""
-    settings = {"folder": str(folder), "prompts": work.prompts, "depths": work.depths}
+    settings = {
+        "folder": str(folder),
+        "prompts": work.prompts,
+        "depths": work.depths,
+        "tokens": work.tokens,
+        "activations": work.activations,
+    }
     output = subprocess.run(
-        [sys.executable, __file__, "--worker", json.dumps(settings | {"tokens": work.tokens})],
+        [sys.executable, __file__, "--worker", json.dumps(settings)],
         env=os.environ | {"GLIBC_TUNABLES": HUGE_PAGES, "ZMLX_NUM_THREADS": str(threads)},
         stdout=subprocess.PIPE,
         check=True,
@@ -266,12 +281,14 @@ def main() -> None:
     parser.add_argument("--model", default="small", help="a preset")
     parser.add_argument("--layers", type=int, help="cut the preset to this many layers")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--prompts", type=int, nargs="+", default=[128, 512, 2048])
-    parser.add_argument("--depths", type=int, nargs="+", default=[0, 512, 4096])
+    parser.add_argument("--prompts", type=int, nargs="*", default=[128, 512, 2048])
+    parser.add_argument("--depths", type=int, nargs="*", default=[0, 512, 4096])
     parser.add_argument("--tokens", type=int, default=64, help="tokens a decode run")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--activations", choices=["int8"], help="as for zmlx.patch")
     parser.add_argument("--work-folder", type=Path, default=Path("build/llama"))
     parser.add_argument("--json", type=Path, help="where to write the result")
+    parser.add_argument("--append", action="store_true", help="add to the rounds in that file")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -287,18 +304,33 @@ def main() -> None:
     if not gguf_file.exists():
         write_gguf(gguf_file, json.loads((Path(folder) / "config.json").read_text()))
 
+    command = [Path(sys.argv[0]).name, *sys.argv[1:]]
     result: dict[str, Any] = {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "commands": [command],
         "machine": machine.machine(),
         "versions": machine.versions() | {"llama.cpp": PACKAGE},
         "commit": machine.commit(),
         "model": options.model,
         "layers": options.layers,
+        "activations": options.activations,
         "unit": "tokens a second",
         "threads": {},
     }
+    if options.append and options.json and options.json.exists():
+        before = json.loads(options.json.read_text())
+        for name in ("model", "layers", "activations"):
+            if before[name] != result[name]:
+                raise SystemExit(f"{options.json} has another {name}: {before[name]}.")
+        result["commands"] = before["commands"]
+        if command not in before["commands"]:
+            result["commands"] = [*before["commands"], command]
+        result["threads"] = before["threads"]
     for threads in options.threads:
+        kept = result["threads"].get(str(threads), {"rates": {}})
         sides: dict[str, dict[str, list[float]]] = {"zmlx": {}, "llama.cpp": {}}
+        for what, row in kept["rates"].items():
+            for side in sides:
+                sides[side][what] = row[side]["values"]
         for _ in range(options.rounds):
             own = run_zmlx(Path(folder), threads, options)
             peer = run_llama(program, gguf_file, threads, options)

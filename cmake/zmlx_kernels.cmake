@@ -10,10 +10,11 @@ file(CREATE_LINK ${ZMLX_HIGHWAY_INCLUDE}/hwy ${PROJECT_BINARY_DIR}/headers/hwy S
 set(zmlx_kernel_sources
   zmlx/kernel/cpu/instruction_sets.cpp
   zmlx/kernel/cpu/matmul.cpp
+  zmlx/kernel/cpu/matmul_avx2.cpp
   zmlx/kernel/cpu/matmul_avx512bf16.cpp
   zmlx/kernel/cpu/matmul_portable.cpp
   zmlx/kernel/cpu/rows.cpp)
-add_library(zmlx_kernels STATIC ${zmlx_kernel_sources} zmlx/runtime/team.cpp zmlx/runtime/tensor.cpp)
+add_library(zmlx_kernels STATIC ${zmlx_kernel_sources} zmlx/runtime/cores.cpp zmlx/runtime/team.cpp zmlx/runtime/tensor.cpp)
 target_include_directories(zmlx_kernels PUBLIC ${PROJECT_SOURCE_DIR})
 target_include_directories(zmlx_kernels SYSTEM PUBLIC ${PROJECT_BINARY_DIR}/headers)
 target_compile_definitions(zmlx_kernels PUBLIC HWY_COMPILE_ONLY_STATIC)

@@ -117,6 +117,10 @@ PRESETS: dict[str, Preset] = {
         "dense Qwen3 of 0.3 billion parameters",
         _dense("qwen3", 1024, 20, 16, 8, 64, 3072, 32000, tied=False),
     ),
+    "llama-small": Preset(
+        "Llama of 0.3 billion parameters",
+        _dense("llama", 1024, 16, 16, 4, 64, 4096, 32000, tied=False),
+    ),
     "tiny-moe": Preset(
         "for tests: mixture of experts",
         _qwen3_moe(128, 2, 4, 2, 64, 8, 4, 64, 512),

@@ -3,15 +3,22 @@
 #include "zmlx/runtime/team.h"
 
 #include <gtest/gtest.h>
+#include <sched.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <chrono>
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <optional>
 #include <stdexcept>
+#include <string>
 #include <thread>
 #include <vector>
+
+#include "zmlx/runtime/cores.h"
 
 namespace zmlx {
 namespace {
@@ -170,6 +177,57 @@ TEST(Team, AForkedChildGetsATeamOfItsOwn) {
   Team::instance().run([](Member& m) { m.barrier(); });
 }
 #endif
+
+#if !defined(__SANITIZE_THREAD__)
+TEST(Team, TakesNoMoreThreadsThanTheProcessMayUse) {
+  const pid_t child = fork();
+  if (child == 0) {
+    cpu_set_t all;
+    sched_getaffinity(0, sizeof(all), &all);
+    for (int cpu = 0, kept = 0; cpu < CPU_SETSIZE; ++cpu) {
+      if (CPU_ISSET(cpu, &all) && kept++) {
+        CPU_CLR(cpu, &all);
+      }
+    }
+    sched_setaffinity(0, sizeof(all), &all);
+    unsetenv("ZMLX_NUM_THREADS");
+    _exit(Team::instance().size());
+  }
+  int status = -1;
+  waitpid(child, &status, 0);
+  ASSERT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(WEXITSTATUS(status), 1);
+}
+#endif
+
+TEST(Team, ReadsTheTightestCpuLimitOfItsCgroups) {
+  const std::filesystem::path root = testing::TempDir() + "zmlx_cgroups";
+  std::filesystem::remove_all(root);
+  auto put = [&](const std::string& path, const std::string& text) {
+    std::filesystem::create_directories((root / path).parent_path());
+    std::ofstream(root / path) << text << '\n';
+  };
+  auto cores = [&](const std::string& groups) {
+    put("list", groups);
+    return cgroup_cores(root / "list", root);
+  };
+  put("cpu.max", "max 100000");
+  put("box/cpu.max", "350000 100000");
+  put("box/job/cpu.max", "max 100000");
+  put("box/job/small/cpu.max", "20000 100000");
+  EXPECT_EQ(cores("0::/"), std::nullopt);
+  EXPECT_EQ(cores("0::/box"), 4); // 3.5, rounded up
+  EXPECT_EQ(cores("0::/box/job"), 4); // the one above it
+  EXPECT_EQ(cores("0::/box/job/small"), 1);
+  EXPECT_EQ(cores("0::/not/here"), std::nullopt);
+  EXPECT_EQ(cores("nonsense"), std::nullopt);
+  put("cpu/old/cpu.cfs_quota_us", "200000");
+  put("cpu/old/cpu.cfs_period_us", "100000");
+  EXPECT_EQ(cores("4:memory:/box\n3:cpu,cpuacct:/old"), 2);
+  put("cpu/old/cpu.cfs_quota_us", "-1");
+  EXPECT_EQ(cores("3:cpu,cpuacct:/old"), std::nullopt);
+  std::filesystem::remove_all(root);
+}
 
 TEST(Team, AnIdleTeamSleeps) {
   Team team(3);

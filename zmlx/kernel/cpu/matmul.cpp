@@ -3,6 +3,7 @@
 #include "zmlx/kernel/cpu/matmul.h"
 
 #include <cstring>
+#include <string_view>
 
 #include "zmlx/kernel/cpu/instruction_sets.h"
 #include "zmlx/kernel/cpu/matmul_kernels.h"
@@ -12,8 +13,16 @@ namespace zmlx::cpu {
 namespace {
 
 const MatmulKernels* pick(const MatmulShape& shape) {
-  auto* bf16 = bf16_matmul();
-  return bf16 && shape.dtype == Dtype::bf16 && !is_restricted() ? bf16 : portable_matmul();
+  auto* portable = portable_matmul();
+  if (is_restricted()) {
+    return portable;
+  }
+  if (auto* bf16 = bf16_matmul(); bf16 && shape.dtype == Dtype::bf16) {
+    return bf16;
+  }
+  // Floats of AVX-512 are as wide as integers of AVX2.
+  auto* int16 = std::string_view(portable->name) == "AVX2" ? int16_matmul(shape) : nullptr;
+  return int16 ? int16 : portable;
 }
 
 /// Bytes of one normalised row.

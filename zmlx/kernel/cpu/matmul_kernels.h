@@ -84,5 +84,8 @@ std::vector<const MatmulKernels*> portable_matmuls();
 /// bf16 dot products, for bf16 activations and every weight format; nullptr where the CPU or the
 /// build has none.
 const MatmulKernels* bf16_matmul();
+/// AVX2's products of 16-bit integers, for bf16 and f16 activations and codes that are integers, or
+/// half integers; nullptr for other shapes, and where the CPU or the build has none.
+const MatmulKernels* int16_matmul(const MatmulShape& shape);
 
 } // namespace zmlx::cpu
