@@ -20,7 +20,7 @@ MAY_INCLUDE = {
     "patterns": {"base", "ops", "runtime", "graph"},
     "plan": {"base", "ops", "runtime", "graph"},
 }
-BASE = ("zmlx/runtime/error", "zmlx/runtime/team", "zmlx/runtime/tensor")
+BASE = tuple(f"zmlx/runtime/{name}" for name in ("cores", "error", "team", "tensor"))
 # In graph/ these stand between MLX's arrays and our graph; the rest of it knows no MLX.
 KNOW_MLX = ("capture", "compiled", "primitives")
 
