@@ -6,8 +6,8 @@
     python benchmarks/cpu_vs_llama.py --model small --threads 1 2 --json OUT
     python benchmarks/cpu_vs_llama.py --model small --threads 1 2 --json OUT --append
 
-The second command adds its rounds to those in OUT, so that a comparison may be made of short pieces;
-`--prompts` or `--depths` without a number leave that part out.
+The second command adds its rounds to those in OUT, so that a comparison may be made of short
+pieces; `--prompts` or `--depths` without a number leave that part out.
 
 llama.cpp comes from the source distribution of llama-cpp-python, built for this machine, and runs
 with repacked weights in huge pages, its fastest setting. Its Q4_0 weights take 4.5 bits each, as do
@@ -205,7 +205,6 @@ def run_zmlx(folder: Path, threads: int, work: argparse.Namespace) -> dict[str, 
         "prompts": work.prompts,
         "depths": work.depths,
         "tokens": work.tokens,
-        "activations": work.activations,
     }
     output = subprocess.run(
         [sys.executable, __file__, "--worker", json.dumps(settings)],
@@ -285,7 +284,6 @@ def main() -> None:
     parser.add_argument("--depths", type=int, nargs="*", default=[0, 512, 4096])
     parser.add_argument("--tokens", type=int, default=64, help="tokens a decode run")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--activations", choices=["int8"], help="as for zmlx.patch")
     parser.add_argument("--work-folder", type=Path, default=Path("build/llama"))
     parser.add_argument("--json", type=Path, help="where to write the result")
     parser.add_argument("--append", action="store_true", help="add to the rounds in that file")
@@ -312,13 +310,12 @@ def main() -> None:
         "commit": machine.commit(),
         "model": options.model,
         "layers": options.layers,
-        "activations": options.activations,
         "unit": "tokens a second",
         "threads": {},
     }
     if options.append and options.json and options.json.exists():
         before = json.loads(options.json.read_text())
-        for name in ("model", "layers", "activations"):
+        for name in ("model", "layers"):
             if before[name] != result[name]:
                 raise SystemExit(f"{options.json} has another {name}: {before[name]}.")
         result["commands"] = before["commands"]
