@@ -326,6 +326,34 @@ def test_sources_are_shown():
     assert f.source() == zmlx.rowwise(SOFTMAX).source()
 
 
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
+@pytest.mark.parametrize("threads", [32, 96])
+def test_metal_texts_compute_the_same_on_the_cpu(dtype, threads):
+    f = zmlx.rowwise(
+        "c = x - row_mean(x); c * rsqrt(row_var(x) + 0.1) * row_max(w) + w", inputs="xw"
+    )
+    x, w = normal(70, 3, dtype=dtype).T, mx.broadcast_to(normal(70, dtype=dtype, seed=1), (3, 70))
+    text = f.source("metal", [dtype, dtype])
+    body = text.index("const int64_t row =")
+    kernel = zmlx.metal.kernel(
+        name="rows",
+        input_names=["in0", "in1"],
+        output_names=["out0"],
+        header=text[:body],
+        source=text[body:],
+        ensure_row_contiguous=False,
+    )
+    got = kernel(
+        x,
+        w,
+        grid=(3 * threads, 1, 1),
+        threadgroup=(threads, 1, 1),
+        output_shapes=[x.shape],
+        output_dtypes=[dtype],
+    )[0]
+    check(got, f(x, w), TOLERANCE[dtype])
+
+
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match=r"\[rowwise\] a row needs an axis"):
         zmlx.rowwise("x / row_sum(x)")(mx.array(1.0))

@@ -25,10 +25,10 @@ constexpr GpuRows of_cuda = {
     "thread == 0"};
 constexpr GpuRows of_metal = {
     Language::metal,
-    "for (uint i = thread; i < n; i += threads) {\n$0}\n",
+    "for (uint i = worker; i < n; i += threads) {\n$0}\n",
     "for (uint i = 0; i < n; ++i) {\n$0}\n",
     "reduced<$0>($2, $3, parts_$1, lane, group, groups)",
-    "thread == 0"};
+    "worker == 0"};
 constexpr const char* in_registers =
     "#pragma unroll\n  for (int k = 0; k < Items; ++k) {\n"
     "    const int64_t i = int64_t(k) * Threads + thread;\n    if (i < n) {\n$0    }\n  }\n";
@@ -127,16 +127,17 @@ class Printer {
     auto type = held(made);
     auto combine = std::string("row_") + made.reduction->name;
     auto own = type_name(made.operands, in_);
-    auto neutral_value = type + "(" + neutral(*made.reduction, made.operands, own, in_) + ")";
+    auto start = neutral(*made.reduction, made.operands, own, in_);
+    start = type == own ? start : type + "(" + start + ")";
     inner += elements_.indent() +
         fill("a_$0 = $1::of($2(a_$0), $2($3));\n",
              {name, combine, type, elements_.value(made.args[0], made.operands)});
-    auto whole = fill(how_.reduced, {combine, type, "a_" + name, neutral_value});
+    auto whole = fill(how_.reduced, {combine, type, "a_" + name, start});
     bool mean = made.reduction->name == std::string_view("mean");
     results += rows_.indent() +
         fill(mean ? "const $0 $1 = $0($2 / float(n));\n" : "const $0 $1 = $0($2);\n",
              {rows_.held(step), name, whole});
-    return rows_.indent() + type + " a_" + name + " = " + neutral_value + ";\n";
+    return rows_.indent() + type + " a_" + name + " = " + start + ";\n";
   }
 
   const ElementwiseText& kernel_;
@@ -269,7 +270,7 @@ Text metal_rows_text(const ElementwiseText& kernel) {
       prelude_text(in) + prelude_file("zmlx/kernel/lang/rows_metal.h") +
           reductions_text(kernel.program, in),
       "const int64_t row = threadgroup_position_in_grid.x;\n"
-      "const uint thread = thread_position_in_threadgroup.x;\n"
+      "const uint worker = thread_position_in_threadgroup.x;\n"
       "const uint threads = threads_per_threadgroup.x;\n"
       "const uint lane = thread_index_in_simdgroup;\n"
       "const uint group = simdgroup_index_in_threadgroup;\n"
