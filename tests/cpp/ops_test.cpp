@@ -1,6 +1,7 @@
 // tests/cpp/ops_test.cpp: every op, every case, every dtype: kernel against reference, threads,
 // gradients, vmap, strided inputs, and errors in words.
 #include "op_testing.h"
+#include "zmlx/ops/weight.h"
 
 namespace zmlx {
 namespace {
@@ -235,7 +236,7 @@ Types rope_kv(Type q, Type k, Type keys, Type values) {
 }
 
 const Mistake mistakes[] = {
-    {"rms_norm", {f32_vector}, {}, "[rms_norm] expected 2 inputs but got 1."},
+    {"rms_norm", {}, {}, "[rms_norm] expected 1 or 2 inputs but got 0."},
     {"rms_norm",
      {{Dtype::i32, {8}}, f32_vector},
      {},
@@ -252,6 +253,35 @@ const Mistake mistakes[] = {
      {f32({2, 9}), f32_vector},
      {},
      "[rms_norm] weight must have shape (9,) but got (8,)."},
+    {"mlp",
+     {},
+     weight_attrs(0, 0, {{"activation", std::string("gelu")}, {"exact", int64_t{1}}}),
+     "[mlp] exact=1 needs activation silu but got gelu."},
+    {"add_rms_norm", {f32({8})}, {}, "[add_rms_norm] expected 2 to 3 inputs but got 1."},
+    {"add_rms_norm",
+     {f32({8}), f32({9})},
+     {},
+     "[add_rms_norm] residual must have shape (8,) but got (9,)."},
+    {"add_layer_norm",
+     {f32({8}), f32({8}), f32({8}), f32({1})},
+     {},
+     "[add_layer_norm] bias must have shape (8,) but got (1,)."},
+    {"layer_norm_dropout",
+     {f32({8}), f32({2}), f32({})},
+     {},
+     "[dropout] key must be uint32 but got float32."},
+    {"rms_norm_dropout",
+     {f32({8}), {Dtype::u32, {2}}, f32({}), {Dtype::f16, {8}}},
+     {},
+     "[rms_norm_dropout] weight must be float32 but got float16."},
+    {"glu",
+     {f32({8}), f32({16})},
+     {{"activation", std::string("gelu")}},
+     "[glu] up must have shape (8,) but got (16,)."},
+    {"glu",
+     {},
+     {{"activation", std::string("gelu")}},
+     "[glu] expected x, or a gate and what it multiplies, but got 0 inputs."},
     {"swiglu", {f32({8}), f32({16})}, {}, "[swiglu] up must have shape (8,) but got (16,)."},
     {"swiglu", {f32({8}), {Dtype::bf16, {8}}}, {}, "[swiglu] up must be float32 but got bfloat16."},
     {"swiglu",

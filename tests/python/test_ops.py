@@ -36,6 +36,10 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return special.softmax(x, axis=-1)
 
 
+def elu(x: np.ndarray, alpha: float) -> np.ndarray:
+    return np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))
+
+
 ROWS = {
     "softmax": softmax,
     "log_softmax": lambda x: special.log_softmax(x, axis=-1),
@@ -57,6 +61,15 @@ ROWS = {
     "tanh": np.tanh,
     "softplus": lambda x: np.logaddexp(x, 0),
     "mish": lambda x: x * np.tanh(np.logaddexp(x, 0)),
+    "exp": np.exp,
+    "log": np.log,
+    "log_sigmoid": lambda x: -np.logaddexp(-x, 0),
+    "gelu_fast": lambda x: x * special.expit(1.702 * x),
+    "relu6": lambda x: np.clip(x, 0, 6),
+    "hardswish": lambda x: x * np.clip(x + 3, 0, 6) / 6,
+    "selu": lambda x: 1.0507009873554805 * elu(x, 1.6732632423543772),
+    "elu": lambda x: elu(x, 1.0),
+    "leaky_relu": lambda x: np.where(x > 0, x, 0.01 * x),
 }
 shapes = st.tuples(st.integers(1, 5), st.integers(1, 70))
 dtypes = st.sampled_from([mx.float32, mx.float16, mx.bfloat16])
@@ -69,7 +82,10 @@ def test_rows_of_any_shape_and_stride_match_numpy(name, shape, dtype, seed, tran
     x = (3 * mx.random.normal(shape, key=mx.random.key(seed))).astype(dtype)
     if transposed:
         x = mx.contiguous(x.T).T
-    close(getattr(ops, name)(x), ROWS[name](exact(x)))
+    if name == "log":
+        x = mx.abs(x)
+    with np.errstate(divide="ignore"):
+        close(getattr(ops, name)(x), ROWS[name](exact(x)))
 
 
 @pytest.mark.parametrize("name", ["sum", "mean", "max", "min", "cumsum", "softmax", "logsumexp"])
@@ -79,6 +95,27 @@ def test_a_nan_reaches_the_whole_row_and_no_other(name: str) -> None:
     got = exact(getattr(ops, name)(mx.array(x)))
     assert np.isfinite(got[[0, 2]]).all()
     assert np.isnan(got[1] if name != "cumsum" else got[1, 20:]).all()
+
+
+SPECIAL = mx.array([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1e-40, 100.0, -100.0])
+
+
+@pytest.mark.parametrize(
+    "name", ["exp", "log", "elu", "selu", "leaky_relu", "relu6", "log_sigmoid", "softplus"]
+)
+def test_activations_of_special_values_are_numpys(name: str) -> None:
+    x = mx.tile(SPECIAL, 5)
+    with np.errstate(all="ignore"):
+        want = ROWS[name](exact(x)).astype(np.float32)
+    np.testing.assert_allclose(np.array(getattr(ops, name)(x)), want, rtol=1e-6, atol=1e-37)
+
+
+def test_parameters_of_activations() -> None:
+    x = mx.array([-2.0, 0.0, 3.0])
+    close(ops.elu(x, alpha=0.5), elu(exact(x), 0.5))
+    assert ops.leaky_relu(x, negative_slope=0.25).tolist() == [-0.5, 0.0, 3.0]
+    slopes = mx.grad(lambda x: ops.elu(x, alpha=0.5).sum())(mx.array([-1.0, 200.0]))
+    np.testing.assert_allclose(exact(slopes), [0.5 * np.exp(-1), 1], rtol=1e-6)
 
 
 def test_infinities_are_what_numpy_makes_of_them() -> None:
@@ -136,6 +173,10 @@ def test_gather_add_and_the_gated_units(dtype: mx.Dtype) -> None:
     close(ops.swiglu(both[:, :33], both[:, 33:]), gate * special.expit(gate) * up)
     close(ops.geglu(both), ROWS["gelu"](gate) * up)
     close(ops.geglu(both, approximate=True), ROWS["gelu_tanh"](gate) * up)
+    halves = both[:, :33], both[:, 33:]
+    assert mx.array_equal(ops.silu_mul(*halves), ops.swiglu(*halves))
+    close(ops.geglu(*halves), ROWS["gelu"](gate) * up)
+    close(ops.geglu(*halves, approximate=True), ROWS["gelu_tanh"](gate) * up)
 
 
 def test_swiglu_of_three_weights_is_the_whole_mlp() -> None:
@@ -255,9 +296,13 @@ MISTAKES = [
     (
         lambda: ops.glu(mx.zeros((2, 8)), activation="step"),
         "[glu] activation must be one of silu, gelu, gelu_tanh, relu, relu2, sigmoid, tanh, "
-        "softplus, mish but got step.",
+        "softplus, mish, exp, log, log_sigmoid, gelu_fast, relu6, hardswish, selu, elu, leaky_relu "
+        "but got step.",
     ),
     (lambda: ops.swiglu(X, X, X), "[swiglu] expected 1, 2 or 4 arrays but got 3."),
+    (lambda: ops.geglu(X, X, X), "[geglu] expected 1, 2 or 4 arrays but got 3."),
+    (lambda: ops.geglu(X, X[0]), "[glu] up must have shape (2, 7) but got (7,)."),
+    (lambda: ops.silu_mul(X, X[0]), "[swiglu] up must have shape (2, 7) but got (7,)."),
     (lambda: ops.layer_norm(X, X), "[layer_norm] weight must have shape (7,) but got (2, 7)."),
     (lambda: ops.layer_norm(X, X, X, X), "[layer_norm] expected 1 to 3 inputs but got 4."),
     (

@@ -14,21 +14,27 @@ mx::array number(double x) {
   return mx::array(static_cast<float>(x));
 }
 
-mx::array silu(const mx::array& x) {
+mx::array silu(const mx::array& x, float) {
   return x * mx::sigmoid(x);
 }
-mx::array gelu(const mx::array& x) {
+mx::array gelu(const mx::array& x, float) {
   return x * (number(1) + mx::erf(x * number(M_SQRT1_2))) * number(0.5);
 }
-mx::array gelu_tanh(const mx::array& x) {
+mx::array gelu_tanh(const mx::array& x, float) {
   auto inner = number(std::sqrt(2 / M_PI)) * (x + number(0.044715) * x * x * x);
   return number(0.5) * x * (number(1) + mx::tanh(inner));
 }
-mx::array relu(const mx::array& x) {
+mx::array relu(const mx::array& x, float) {
   return mx::maximum(x, number(0));
 }
-mx::array softplus(const mx::array& x) {
+mx::array softplus(const mx::array& x, float) {
   return mx::logaddexp(x, number(0));
+}
+mx::array elu(const mx::array& x, float alpha) {
+  auto above = mx::greater(x, number(0));
+  // The branch not taken must not overflow: its derivative would be infinite.
+  auto below = mx::expm1(mx::where(above, number(0), x));
+  return mx::where(above, x, number(alpha) * below);
 }
 
 Types types(const char* name, const Types& in) {
@@ -37,17 +43,22 @@ Types types(const char* name, const Types& in) {
   return {in[0]};
 }
 
-Case example(std::string name, mx::Shape shape) {
+/// Positive numbers where the function has no others.
+Case example(const ActivationRow& row, std::string name, mx::Shape shape) {
+  const bool positive = row.kernel == cpu::Activation::log;
   return {
       std::move(name),
-      [shape](mx::Dtype dtype) { return Arrays{random_case(shape, dtype, 1, 1.5f)}; },
+      [shape, positive](mx::Dtype dtype) {
+        auto x = random_case(shape, dtype, 1, 1.5f);
+        return Arrays{positive ? mx::abs(x) : x};
+      },
       {}};
 }
 
 cuda::Kernel cuda_kernel(const ActivationRow& row, const Type& x) {
   constexpr int64_t block = 1024; // elements
   const int64_t n = x.shape.size();
-  if (n == 0 || n > std::numeric_limits<int32_t>::max()) {
+  if (n == 0 || n > std::numeric_limits<int32_t>::max() || row.parameter) {
     return {};
   }
   const char* type = x.dtype == Dtype::f32 ? "float" : x.dtype == Dtype::f16 ? "f16" : "bf16";
@@ -64,13 +75,15 @@ void add(const ActivationRow& row) {
   OpBuilder(row.name)
       .args({"x"})
       .doc(std::string(row.formula) + " for each element of x, computed in float32.")
-      .function()
+      .function(row.parameter ? std::vector{*row.parameter} : std::vector<Parameter>{})
       .types([&row](const Types& in, const Attrs&) { return types(row.name, in); })
-      .reference([&row](const Arrays& in, const Attrs&) -> Arrays {
-        return {mx::astype(row.reference(mx::astype(in[0], mx::float32)), in[0].dtype())};
+      .reference([&row](const Arrays& in, const Attrs& attrs) -> Arrays {
+        auto y = row.reference(mx::astype(in[0], mx::float32), row.parameter_of(attrs));
+        return {mx::astype(y, in[0].dtype())};
       })
-      .cpu([&row](const Types&, const Types&, const Attrs&) -> CpuKernel {
-        return {[kernel = row.kernel](const Call& call, Member& member) {
+      .cpu([&row](const Types&, const Types&, const Attrs& attrs) -> CpuKernel {
+        const float parameter = row.parameter_of(attrs);
+        return {[kernel = row.kernel, parameter](const Call& call, Member& member) {
           const Tensor& x = call.in[0];
           const Range part = member.split(x.shape().size(), 64);
           const int64_t at = part.begin * static_cast<int64_t>(size_of(x.dtype()));
@@ -80,19 +93,20 @@ void add(const ActivationRow& row) {
               nullptr,
               x.as<std::byte>() + at,
               part.end - part.begin,
-              call.out[0].as<std::byte>() + at);
+              call.out[0].as<std::byte>() + at,
+              parameter);
         }};
       })
       .cuda([&row](const Types& in, const Types&, const Attrs&, const cuda::Device&) {
         return cuda_kernel(row, in[0]);
       })
       .cases({
-          example("row", {1, 4096}),
-          example("rows", {37, 100}),
-          example("one", {}),
-          example("tail", {3, 31}),
-          example("over", {33}),
-          example("empty", {0, 8}),
+          example(row, "row", {1, 4096}),
+          example(row, "rows", {37, 100}),
+          example(row, "one", {}),
+          example(row, "tail", {3, 31}),
+          example(row, "over", {33}),
+          example(row, "empty", {0, 8}),
       });
 }
 
@@ -121,16 +135,62 @@ const std::vector<ActivationRow>& activations() {
       {"relu2",
        Activation::relu2,
        "max(x, 0)^2 (So et al., 2021)",
-       [](auto& x) { return mx::square(relu(x)); }},
-      {"sigmoid", Activation::sigmoid, "1 / (1 + exp(-x))", [](auto& x) { return mx::sigmoid(x); }},
-      {"tanh", Activation::tanh, "tanh(x)", [](auto& x) { return mx::tanh(x); }},
-      {"softplus", Activation::softplus, "log(1 + exp(x)), without overflow", softplus},
+       [](auto& x, float a) { return mx::square(relu(x, a)); }},
+      {"sigmoid",
+       Activation::sigmoid,
+       "1 / (1 + exp(-x))",
+       [](auto& x, float) { return mx::sigmoid(x); }},
+      {"tanh", Activation::tanh, "tanh(x)", [](auto& x, float) { return mx::tanh(x); }},
+      {"softplus", Activation::softplus, "log(1 + exp(x)), without overflow,", softplus},
       {"mish",
        Activation::mish,
        "x * tanh(log(1 + exp(x))) (Misra, 2019)",
-       [](auto& x) { return x * mx::tanh(softplus(x)); }},
+       [](auto& x, float a) { return x * mx::tanh(softplus(x, a)); }},
+      {"exp", Activation::exp, "e^x", [](auto& x, float) { return mx::exp(x); }},
+      {"log", Activation::log, "The natural logarithm", [](auto& x, float) { return mx::log(x); }},
+      {"log_sigmoid",
+       Activation::log_sigmoid,
+       "log(sigmoid(x)), without overflow,",
+       [](auto& x, float a) { return -softplus(-x, a); }},
+      {"gelu_fast",
+       Activation::gelu_fast,
+       "x * sigmoid(1.702 x) (Hendrycks and Gimpel, 2016)",
+       [](auto& x, float) { return x * mx::sigmoid(number(1.702) * x); }},
+      {"relu6",
+       Activation::relu6,
+       "min(max(x, 0), 6)",
+       [](auto& x, float a) { return mx::minimum(relu(x, a), number(6)); }},
+      {"hardswish",
+       Activation::hardswish,
+       "x * min(max(x + 3, 0), 6) / 6 (Howard et al., 2019)",
+       [](auto& x, float a) {
+         return x * mx::minimum(relu(x + number(3), a), number(6)) * number(1.0 / 6);
+       }},
+      {"selu",
+       Activation::selu,
+       "1.0507 elu(x) for alpha = 1.6733 (Klambauer et al., 2017)",
+       [](auto& x, float) { return number(1.05070099) * elu(x, 1.67326324f); }},
+      {"elu",
+       Activation::elu,
+       "x where it is positive, else alpha (e^x - 1) (Clevert et al., 2015),",
+       elu,
+       Parameter{"alpha", "what is approached far below zero, with its sign changed", 1.0}},
+      {"leaky_relu",
+       Activation::leaky_relu,
+       "x where it is positive, else negative_slope * x,",
+       [](auto& x, float slope) {
+         return mx::where(mx::greater(x, number(0)), x, number(slope) * x);
+       },
+       Parameter{"negative_slope", "the slope below zero", 0.01}},
   };
   return rows;
+}
+
+float ActivationRow::parameter_of(const Attrs& attrs) const {
+  if (!parameter) {
+    return 0;
+  }
+  return static_cast<float>(attrs.real(parameter->name, std::get<double>(*parameter->otherwise)));
 }
 
 const ActivationRow& activation_named(const char* op, const std::string& name) {

@@ -10,7 +10,11 @@ struct ActivationRow {
   const char* name;
   cpu::Activation kernel;
   const char* formula;
-  mx::array (*reference)(const mx::array& x); // x in float32
+  mx::array (*reference)(const mx::array& x, float parameter); // x in float32
+  std::optional<Parameter> parameter = {};
+
+  /// Its value among the attributes, or the default; 0 where there is none.
+  float parameter_of(const Attrs& attrs = {}) const;
 };
 
 const std::vector<ActivationRow>& activations();

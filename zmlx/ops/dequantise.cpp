@@ -67,26 +67,27 @@ Arrays reference(const Arrays& in, const Attrs& attrs) {
   biases = biases ? std::optional(mx::astype(*biases, mx::float32)) : biases;
   auto values = mx::dequantize(
       in[0], scales, biases, f.group_size, f.bits, kind.mode, std::nullopt, mx::float32);
-  return {mx::astype(activation->reference(values), dtype)};
+  return {mx::astype(activation->reference(values, activation->parameter_of()), dtype)};
 }
 
 CpuKernel kernel(const Types&, const Types&, const Attrs& attrs) {
-  return {
-      [kind = kind_of(attrs), activation = activation_of(attrs)](const Call& call, Member& member) {
-        const Tensor& out = call.out[0];
-        const cpu::Weight weight = weight_at(call, 0, kind);
-        const auto size = static_cast<int64_t>(size_of(out.dtype()));
-        const Range part = member.split(out.shape().size(), piece);
-        alignas(64) float values[piece];
-        for (int64_t i = part.begin; i < part.end; i += piece) {
-          const int64_t count = std::min(piece, part.end - i);
-          cpu::dequantise(out.dtype(), kind.format, weight, i, count, values);
-          if (activation) {
-            cpu::activate(activation->kernel, Dtype::f32, nullptr, values, count, values);
-          }
-          cpu::store_row(out.dtype(), values, out.as<std::byte>() + i * size, count);
-        }
-      }};
+  return {[kind = kind_of(attrs), activation = activation_of(attrs)](
+              const Call& call, Member& member) {
+    const Tensor& out = call.out[0];
+    const cpu::Weight weight = weight_at(call, 0, kind);
+    const auto size = static_cast<int64_t>(size_of(out.dtype()));
+    const Range part = member.split(out.shape().size(), piece);
+    alignas(64) float values[piece];
+    for (int64_t i = part.begin; i < part.end; i += piece) {
+      const int64_t count = std::min(piece, part.end - i);
+      cpu::dequantise(out.dtype(), kind.format, weight, i, count, values);
+      if (activation) {
+        const float parameter = activation->parameter_of();
+        cpu::activate(activation->kernel, Dtype::f32, nullptr, values, count, values, parameter);
+      }
+      cpu::store_row(out.dtype(), values, out.as<std::byte>() + i * size, count);
+    }
+  }};
 }
 
 Case example(std::string label, mx::Shape shape, Attrs attrs, const char* activation = "none") {

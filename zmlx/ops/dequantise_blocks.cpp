@@ -141,7 +141,7 @@ Arrays reference(const Arrays& in, const Attrs& attrs) {
   }
   y = y * scales;
   if (auto* activation = activation_of(attrs)) {
-    y = activation->reference(y);
+    y = activation->reference(y, activation->parameter_of());
   }
   return {mx::astype(mx::reshape(y, shape), in[1].dtype())};
 }
@@ -191,7 +191,8 @@ CpuKernel kernel(const Types&, const Types&, const Attrs& attrs) {
         at = end;
       }
       if (activation) {
-        cpu::activate(activation->kernel, Dtype::f32, nullptr, to, count, to);
+        const float parameter = activation->parameter_of();
+        cpu::activate(activation->kernel, Dtype::f32, nullptr, to, count, to, parameter);
       }
       cpu::store_row(out.dtype(), to, out.as<std::byte>() + i * size, count);
     }

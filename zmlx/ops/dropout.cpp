@@ -1,5 +1,6 @@
 // zmlx/ops/dropout.cpp: elements dropped at random and the others scaled, in one pass; key and
 // probability are inputs.
+#include "zmlx/ops/dropout.h"
 #include "mlx/ops.h"
 #include "mlx/random.h"
 #include "zmlx/kernel/cpu/activate.h"
@@ -29,8 +30,15 @@ Arrays reference(const Arrays& in, const Attrs&) {
   auto fraction =
       mx::astype(mx::right_shift(bits, mx::array(8u)), mx::float32) * mx::array(0x1p-24f);
   auto kept = mx::greater_equal(fraction, p);
-  auto y = mx::where(kept, x / (mx::array(1.0f) - p), mx::array(0.0f));
+  // With p = 1 nothing is kept, and nothing may be divided by zero for the gradient's sake.
+  auto share = mx::where(mx::less(p, mx::array(1.0f)), mx::array(1.0f) - p, mx::array(1.0f));
+  auto y = mx::where(kept, x / share, mx::array(0.0f));
   return {mx::astype(y, in[0].dtype())};
+}
+
+Arrays gradient(const Gradient& of) {
+  auto &key = of.inputs[1], &p = of.inputs[2];
+  return {of.apply(name, {of.cotangents[0], key, p}, {})[0], key, dropout_gradient(of, p)};
 }
 
 CpuKernel kernel(const Types& in, const Types&, const Attrs&) {
@@ -77,6 +85,7 @@ ZMLX_OP(dropout)
         "every device, and in the gradient.")
     .types(types)
     .reference(reference)
+    .gradient(gradient)
     .cpu(kernel)
     .cases({
         example("half", {37, 512}, 0.5f),

@@ -2,8 +2,7 @@
 // plus a bias.
 #include "mlx/fast.h"
 #include "mlx/ops.h"
-#include "zmlx/kernel/cpu/row_ops.h"
-#include "zmlx/ops/check.h"
+#include "zmlx/ops/norms.h"
 
 namespace zmlx {
 namespace {
@@ -33,6 +32,10 @@ Arrays reference(const Arrays& in, const Attrs& attrs) {
       given(2),
       static_cast<float>(attrs.real("eps", 1e-5)));
   return {mx::astype(y, in[0].dtype())};
+}
+
+Arrays gradient(const Gradient& of) {
+  return norm_gradient(of, {true, 1}, of.inputs[0], of.cotangents[0]);
 }
 
 CpuKernel kernel(const Types&, const Types&, const Attrs& attrs) {
@@ -77,6 +80,7 @@ ZMLX_OP(layer_norm)
     .function({{"eps", "added to the variance", 1e-5}})
     .types(types)
     .reference(reference)
+    .gradient(gradient)
     .cpu(kernel)
     .cases({
         example("row", {1, 2048}, 3),

@@ -1,8 +1,9 @@
-// zmlx/ops/mlp.cpp: down(silu(gate(x)) * up(x)), with a norm before and a residual after.
+// zmlx/ops/mlp.cpp: down(activation(gate(x)) * up(x)), with a norm before and a residual after.
 #include "mlx/fast.h"
 #include "mlx/ops.h"
 #include "zmlx/kernel/cpu/rows.h"
 #include "zmlx/kernel/cuda/linear.h"
+#include "zmlx/ops/activations.h"
 #include "zmlx/ops/check.h"
 #include "zmlx/ops/weight.h"
 
@@ -17,7 +18,11 @@ struct Mlp {
   float eps;
   bool residual;
   bool exact;
+  const ActivationRow* activation;
 
+  bool is_silu() const {
+    return activation->kernel == cpu::Activation::silu;
+  }
   /// The inputs where gate (0), up (1) and down (2) begin.
   size_t weight(size_t i) const {
     return 1 + norm + i * kind.inputs();
@@ -25,16 +30,17 @@ struct Mlp {
 };
 
 Mlp settings(const Attrs& attrs) {
-  auto& activation = attrs.text("activation");
-  if (activation != "silu") {
-    fail(name, "activation must be silu but got ", activation, ".");
-  }
-  return {
+  Mlp op{
       weight_kind(name, attrs),
       attrs.integer("norm", 0) != 0,
       static_cast<float>(attrs.real("eps", 0)),
       attrs.integer("residual", 0) != 0,
-      attrs.integer("exact", 0) != 0};
+      attrs.integer("exact", 0) != 0,
+      &activation_named(name, attrs.text("activation"))};
+  if (op.exact && !op.is_silu()) {
+    fail(name, "exact=1 needs activation silu but got ", op.activation->name, ".");
+  }
+  return op;
 }
 
 Types types(const Types& in, const Attrs& attrs) {
@@ -80,6 +86,11 @@ Arrays reference(const Arrays& in, const Attrs& attrs) {
   auto gate = weight_matmul(x, in, op.weight(0), op.kind);
   auto up = weight_matmul(x, in, op.weight(1), op.kind);
   auto hidden = gate * mx::sigmoid(gate) * up;
+  if (!op.is_silu()) {
+    const float parameter = op.activation->parameter_of();
+    auto gates = op.activation->reference(mx::astype(gate, mx::float32), parameter);
+    hidden = mx::astype(gates * mx::astype(up, mx::float32), gate.dtype());
+  }
   auto out = weight_matmul(hidden, in, op.weight(2), op.kind);
   return {op.residual ? in.back() + out : out};
 }
@@ -127,7 +138,12 @@ void Kernel::operator()(const Call& call, Member& member) const {
             cpu::round_row(dtype, g, n);
             cpu::round_row(dtype, u, n);
           }
-          cpu::swiglu_row(dtype, g, u, n, op.exact);
+          if (op.is_silu()) {
+            cpu::swiglu_row(dtype, g, u, n, op.exact);
+          } else {
+            const float parameter = op.activation->parameter_of();
+            cpu::activate(op.activation->kernel, Dtype::f32, g, u, n, g, parameter);
+          }
           cpu::store_row(dtype, g, hidden + ((first + i) * inner + j.begin) * size, n);
         }
       });
@@ -176,7 +192,7 @@ cuda::Kernel
 cuda_kernel(const Types& in, const Types& out, const Attrs& attrs, const cuda::Device& device) {
   auto op = settings(attrs);
   const Shape& x = in[0].shape;
-  if (x.size() == 0) {
+  if (x.size() == 0 || !op.is_silu()) {
     return {};
   }
   auto at = [&](size_t i) { return static_cast<int>(op.weight(i)); };
@@ -205,7 +221,10 @@ cuda_kernel(const Types& in, const Types& out, const Attrs& attrs, const cuda::D
 }
 
 Case example(std::string label, mx::Shape x, int inner, Attrs attrs) {
-  attrs.set("activation", std::string("silu")).set("eps", 1e-6);
+  if (!attrs.has("activation")) {
+    attrs.set("activation", std::string("silu"));
+  }
+  attrs.set("eps", 1e-6);
   return {
       std::move(label),
       [=](mx::Dtype dtype) {
@@ -232,7 +251,7 @@ const Attrs norm_and_residual = {{"norm", int64_t{1}}, {"residual", int64_t{1}}}
 ZMLX_OP(mlp)
     .args({"x", "*rest"})
     .doc(
-        "A gated MLP (Shazeer, 2020): down(silu(gate(x)) * up(x)) for x [.., K], gate and up [F, K], "
+        "A gated MLP (Shazeer, 2020): down(activation(gate(x)) * up(x)) for x [.., K], gate and up [F, K], "
         "down [D, F] (mode none, or quantised with group_size and bits): [.., D]. norm=1: x is "
         "RMS-normalised first (input norm_weight [K]; eps). residual=1: the last input [.., D] is "
         "added. Inputs: x, [norm_weight], gate, up, down (codes, scales, biases, or what else the "
@@ -259,6 +278,12 @@ ZMLX_OP(mlp)
             {5, 128},
             256,
             weight_attrs(4, 64, {{"residual", int64_t{1}}, {"exact", int64_t{1}}})),
+        example("gelu", {3, 64}, 96, weight_attrs(4, 32, {{"activation", std::string("gelu")}})),
+        example(
+            "gelu, tanh form",
+            {33, 31},
+            37,
+            weight_attrs(0, 0, {{"activation", std::string("gelu_tanh")}})),
         example("one", {1}, 1, weight_attrs(0, 0)),
         example("empty", {0, 64}, 64, weight_attrs(4, 64)),
     });

@@ -1,5 +1,6 @@
 // zmlx/ops/moe_topk_gating.cpp: which experts take a token and with what weight, from the router's
 // logits.
+#include <algorithm>
 #include <array>
 #include <limits>
 
@@ -20,6 +21,8 @@ struct Gating {
   bool sigmoid;
   bool normalise;
   float scale;
+  int64_t groups;
+  int64_t chosen_groups;
 };
 
 Gating settings(const Attrs& attrs) {
@@ -31,7 +34,35 @@ Gating settings(const Attrs& attrs) {
       attrs.integer("k"),
       scores == "sigmoid",
       attrs.integer("normalise", 1) != 0,
-      static_cast<float>(attrs.real("scale", 1))};
+      static_cast<float>(attrs.real("scale", 1)),
+      attrs.integer("n_group", 1),
+      attrs.integer("topk_group", 1)};
+}
+
+void expect_groups(const Gating& op, int64_t experts) {
+  if (op.groups < 1 || experts % op.groups) {
+    fail(
+        name, "n_group must divide the number of experts, ", experts, ", but got ", op.groups, ".");
+  }
+  if (op.chosen_groups < 1 || op.chosen_groups > op.groups) {
+    fail(
+        name,
+        "topk_group must be from 1 to n_group, ",
+        op.groups,
+        ", but got ",
+        op.chosen_groups,
+        ".");
+  }
+  const int64_t open = experts / op.groups * op.chosen_groups;
+  if (op.k > open) {
+    fail(
+        name,
+        "k must be at most the number of experts in topk_group groups, ",
+        open,
+        ", but got ",
+        op.k,
+        ".");
+  }
 }
 
 Types types(const Types& in, const Attrs& attrs) {
@@ -47,6 +78,7 @@ Types types(const Types& in, const Attrs& attrs) {
   if (op.k < 1 || op.k > experts) {
     fail(name, "k must be from 1 to the number of experts, ", experts, ", but got ", op.k, ".");
   }
+  expect_groups(op, experts);
   if (in.size() == 2) {
     expect_dtype(name, "bias", in[1], Dtype::f32);
     expect_shape(name, "bias", in[1], {experts});
@@ -56,11 +88,30 @@ Types types(const Types& in, const Attrs& attrs) {
   return {weights, {Dtype::u32, weights.shape}};
 }
 
+/// -inf for all experts but those of the groups whose two largest keys have the largest sum.
+mx::array in_chosen_groups(const mx::array& keys, const Gating& op) {
+  auto shape = keys.shape();
+  const int size = shape.back() / static_cast<int>(op.groups);
+  shape.back() = static_cast<int>(op.groups);
+  shape.push_back(size);
+  auto grouped = mx::reshape(keys, shape);
+  auto best = find_op("topk")->reference({grouped}, {{"k", int64_t{std::min(size, 2)}}})[0];
+  auto chosen = find_op("topk")->reference({mx::sum(best, -1)}, {{"k", op.chosen_groups}})[1];
+  auto numbers = mx::arange(static_cast<double>(op.groups), mx::uint32);
+  auto is_chosen = mx::any(
+      mx::equal(mx::expand_dims(chosen, -1), numbers), -2); // any of the chosen is this group
+  auto none = mx::array(-std::numeric_limits<float>::infinity());
+  return mx::reshape(mx::where(mx::expand_dims(is_chosen, -1), grouped, none), keys.shape());
+}
+
 Arrays reference(const Arrays& in, const Attrs& attrs) {
   auto op = settings(attrs);
   auto logits = mx::astype(in[0], mx::float32);
   auto scores = op.sigmoid ? mx::sigmoid(logits) : mx::softmax(logits, -1);
-  auto keys = in.size() == 2 ? scores + in[1] : scores;
+  auto keys = mx::stop_gradient(in.size() == 2 ? scores + in[1] : scores);
+  if (op.groups > 1) {
+    keys = in_chosen_groups(keys, op);
+  }
   auto indices = find_op("topk")->reference({keys}, {{"k", op.k}})[1];
   auto weights = mx::take_along_axis(scores, indices, -1);
   if (op.normalise) {
@@ -68,6 +119,28 @@ Arrays reference(const Arrays& in, const Attrs& attrs) {
   }
   weights = weights * mx::array(op.scale);
   return {mx::astype(weights, in[0].dtype()), indices};
+}
+
+/// Sets the keys of all groups but the chosen ones to -inf, in place. A score may be NaN: its group
+/// then comes first, as NaN does among experts.
+void close_groups(const Gating& op, float* keys, int64_t experts) {
+  const int64_t size = experts / op.groups;
+  std::array<float, most_experts> sums;
+  std::array<float, most_experts> best;
+  std::array<uint32_t, most_experts> chosen;
+  for (int64_t g = 0; g < op.groups; ++g) {
+    const int64_t count = std::min<int64_t>(size, 2);
+    cpu::top_k_rows(Dtype::f32, keys + g * size, 1, size, count, best.data(), chosen.data());
+    sums[static_cast<size_t>(g)] = count == 2 ? best[0] + best[1] : best[0];
+  }
+  cpu::top_k_rows(
+      Dtype::f32, sums.data(), 1, op.groups, op.chosen_groups, best.data(), chosen.data());
+  auto* last = chosen.data() + op.chosen_groups;
+  for (int64_t g = 0; g < op.groups; ++g) {
+    if (std::find(chosen.data(), last, static_cast<uint32_t>(g)) == last) {
+      std::fill_n(keys + g * size, size, -std::numeric_limits<float>::infinity());
+    }
+  }
 }
 
 void run(const Gating& op, const Call& call, Member& member) {
@@ -88,10 +161,18 @@ void run(const Gating& op, const Call& call, Member& member) {
     } else {
       cpu::softmax_rows(Dtype::f32, keys.data(), 1, experts, 1, false, scores.data());
     }
-    const float* by = scores.data();
+    float* by = scores.data();
     if (bias) {
       cpu::add_row(Dtype::f32, scores.data(), bias, experts, keys.data());
       by = keys.data();
+    }
+    if (op.groups > 1) {
+      // Scores themselves stay whole: the weights are read from them.
+      by = keys.data();
+      if (!bias) {
+        std::copy_n(scores.data(), experts, by);
+      }
+      close_groups(op, by, experts);
     }
     auto* indices = call.out[1].as<uint32_t>() + r * op.k;
     cpu::top_k_rows(Dtype::f32, by, 1, experts, op.k, weights.data(), indices);
@@ -131,6 +212,10 @@ Attrs gating(int64_t k, std::string scores, int64_t normalise = 1, double scale 
   return {{"k", k}, {"scores", std::move(scores)}, {"normalise", normalise}, {"scale", scale}};
 }
 
+Attrs grouped(Attrs attrs, int64_t groups, int64_t chosen) {
+  return attrs.set("n_group", groups).set("topk_group", chosen);
+}
+
 } // namespace
 
 ZMLX_OP(moe_topk_gating)
@@ -139,12 +224,16 @@ ZMLX_OP(moe_topk_gating)
         "The k experts of largest score for each row of logits [.., E]: their weights, in logits' "
         "dtype, and indices (uint32), both [.., k], largest first, of equal scores the lower index "
         "first. Scores are the softmax or the sigmoid of the logits in float32. A bias [E] (float32) "
-        "is added to the scores for the choice alone (DeepSeek-V3, 2024).")
+        "is added to the scores for the choice alone. With n_group > 1 the experts are that many "
+        "groups of neighbours, and only those of the topk_group groups with the largest sum of their "
+        "two largest scores can be chosen (DeepSeek-V3, 2024).")
     .function({
         {"k", "experts for each row", {}},
         {"scores", "softmax or sigmoid", std::string("softmax")},
         {"normalise", "whether the k weights are made to sum to one", int64_t{1}},
         {"scale", "multiplies the weights", 1.0},
+        {"n_group", "groups of experts", int64_t{1}},
+        {"topk_group", "groups that can be chosen from", int64_t{1}},
     })
     .types(types)
     .reference(reference)
@@ -153,6 +242,9 @@ ZMLX_OP(moe_topk_gating)
         example("token", {1, 128}, false, gating(8, "softmax")),
         example("prompt", {37, 64}, false, gating(2, "softmax", 0)),
         example("sigmoid", {5, 33}, true, gating(4, "sigmoid", 1, 2.5)),
+        example("groups", {37, 256}, true, grouped(gating(8, "sigmoid", 1, 2.5), 8, 4)),
+        example("groups of one", {5, 7}, false, grouped(gating(3, "softmax"), 7, 3)),
+        example("groups, softmax", {3, 33}, true, grouped(gating(11, "softmax", 0), 3, 1)),
         example("one", {3, 1}, false, gating(1, "softmax")),
         example("all", {2, 2, 7}, false, gating(7, "sigmoid", 0)),
         example("empty", {0, 8}, false, gating(2, "softmax")),

@@ -57,6 +57,11 @@ OpBuilder& OpBuilder::reference(decltype(Op::reference) fn) {
   return *this;
 }
 
+OpBuilder& OpBuilder::gradient(decltype(Op::gradient) fn) {
+  op_.gradient = std::move(fn);
+  return *this;
+}
+
 OpBuilder& OpBuilder::cpu(decltype(Op::cpu) fn) {
   op_.cpu = std::move(fn);
   return *this;

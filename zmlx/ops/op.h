@@ -51,6 +51,16 @@ struct Parameter {
   std::optional<Attr> otherwise; // when it is left out; none: it must be given
 };
 
+/// What an op's own gradient is made of.
+struct Gradient {
+  const Arrays& inputs;
+  const Arrays& outputs;
+  const Arrays& cotangents; // one an output
+  const Attrs& attrs;
+  /// Lazy outputs of the op of that name, on the same stream.
+  std::function<Arrays(std::string_view op, const Arrays& inputs, const Attrs& attrs)> apply;
+};
+
 struct Op {
   std::string name;
   std::vector<std::string> args; // names of the inputs, in order; "*rest" for a variable number
@@ -61,6 +71,9 @@ struct Op {
   /// The op in plain MLX: its oracle, its baseline, its default gradient, and what runs where there
   /// is no kernel.
   std::function<Arrays(const Arrays&, const Attrs&)> reference;
+  /// The inputs' cotangents, one an input (any array for one that is not floating), where other
+  /// ops give them better than the reference's gradient.
+  std::function<Arrays(const Gradient&)> gradient;
   /// The CPU kernel for these input types; an empty `run` when it has none for them.
   std::function<CpuKernel(const Types& in, const Types& out, const Attrs&)> cpu;
   /// The CUDA kernel for these types on that device; empty when it has none for them. A dimension
@@ -97,6 +110,7 @@ class OpBuilder {
   OpBuilder& doc(std::string text);
   OpBuilder& types(decltype(Op::types) fn);
   OpBuilder& reference(decltype(Op::reference) fn);
+  OpBuilder& gradient(decltype(Op::gradient) fn);
   OpBuilder& cpu(decltype(Op::cpu) fn);
   OpBuilder& cuda(decltype(Op::cuda) fn);
   OpBuilder& traffic(decltype(Op::traffic) fn);

@@ -1,4 +1,4 @@
-// zmlx/ops/reductions.cpp: one number a row: sum, mean, max, min, logsumexp.
+// zmlx/ops/reductions.cpp: one number a row: sum, mean, variance, max, min and others.
 #include "mlx/ops.h"
 #include "zmlx/kernel/cpu/row_ops.h"
 #include "zmlx/ops/check.h"
@@ -12,75 +12,117 @@ struct Row {
   const char* name;
   Reduction what;
   const char* doc;
-  mx::array (*reference)(const mx::array& x);
+  mx::array (*reference)(const mx::array& x, int ddof);
   int64_t least; // elements that a row must have
+  bool has_ddof = false;
 };
 
 const Row rows[] = {
-    {"sum", Reduction::sum, "The sum of each row", [](auto& x) { return mx::sum(x, -1); }, 0},
-    {"mean", Reduction::mean, "The mean of each row", [](auto& x) { return mx::mean(x, -1); }, 1},
+    {"sum", Reduction::sum, "The sum of each row", [](auto& x, int) { return mx::sum(x, -1); }, 0},
+    {"mean",
+     Reduction::mean,
+     "The mean of each row",
+     [](auto& x, int) { return mx::mean(x, -1); },
+     1},
     {"max",
      Reduction::max,
      "The largest element of each row, NaN if there is one",
-     [](auto& x) { return mx::max(x, -1); },
+     [](auto& x, int) { return mx::max(x, -1); },
      1},
     {"min",
      Reduction::min,
      "The smallest element of each row, NaN if there is one",
-     [](auto& x) { return mx::min(x, -1); },
+     [](auto& x, int) { return mx::min(x, -1); },
      1},
     {"logsumexp",
      Reduction::logsumexp,
      "log(sum(exp(x))) of each row, without overflow",
-     [](auto& x) { return x.size() ? mx::logsumexp(x, -1) : mx::sum(x, -1); },
+     [](auto& x, int) { return x.size() ? mx::logsumexp(x, -1) : mx::sum(x, -1); },
      1},
+    {"prod",
+     Reduction::prod,
+     "The product of each row",
+     [](auto& x, int) { return mx::prod(x, -1); },
+     0},
+    {"var",
+     Reduction::var,
+     "The variance of each row: the sum of squared distances from its mean, over N - ddof",
+     [](auto& x, int ddof) { return mx::var(x, -1, false, ddof); },
+     1,
+     true},
+    {"std",
+     Reduction::std,
+     "The standard deviation of each row: sqrt(var(x))",
+     [](auto& x, int ddof) { return mx::std(x, -1, false, ddof); },
+     1,
+     true},
 };
 
-Case example(std::string name, mx::Shape shape) {
+int64_t ddof_of(const char* name, const Attrs& attrs) {
+  const int64_t ddof = attrs.integer("ddof", 0);
+  if (ddof < 0) {
+    fail(name, "ddof must not be negative but got ", ddof, ".");
+  }
+  return ddof;
+}
+
+/// Factors near one, so that products are neither huge nor tiny.
+Case example(const Row& row, std::string name, mx::Shape shape, Attrs attrs = {}) {
+  const bool factors = row.what == Reduction::prod;
   return {
       std::move(name),
-      [shape](mx::Dtype dtype) { return Arrays{random_case(shape, dtype, 1, 3)}; },
-      {}};
+      [shape, factors](mx::Dtype dtype) {
+        auto x = random_case(shape, dtype, 1, factors ? 0.03f : 3);
+        return Arrays{factors ? mx::astype(mx::array(1.0f), dtype) + x : x};
+      },
+      std::move(attrs)};
 }
 
 void add(const Row& row) {
   OpBuilder(row.name)
       .args({"x"})
       .doc(std::string(row.doc) + ": x [.., N] to [..], in x's dtype, computed in float32.")
-      .function()
-      .types([&row](const Types& in, const Attrs&) -> Types {
+      .function(
+          row.has_ddof ? std::vector<Parameter>{{"ddof", "taken off N", int64_t{0}}}
+                       : std::vector<Parameter>{})
+      .types([&row](const Types& in, const Attrs& attrs) -> Types {
+        ddof_of(row.name, attrs);
         expect_inputs(row.name, in, 1);
         expect_rows(row.name, in[0], row.least);
         auto& shape = in[0].shape;
         return {{in[0].dtype, Shape(shape.begin(), shape.end() - 1)}};
       })
-      .reference([&row](const Arrays& in, const Attrs&) -> Arrays {
-        return {mx::astype(row.reference(mx::astype(in[0], mx::float32)), in[0].dtype())};
+      .reference([&row](const Arrays& in, const Attrs& attrs) -> Arrays {
+        const auto ddof = static_cast<int>(ddof_of(row.name, attrs));
+        return {mx::astype(row.reference(mx::astype(in[0], mx::float32), ddof), in[0].dtype())};
       })
-      .cpu([&row](const Types&, const Types&, const Attrs&) -> CpuKernel {
-        return {[what = row.what](const Call& call, Member& member) {
-          const Tensor& x = call.in[0];
-          const auto bytes = static_cast<int64_t>(size_of(x.dtype()));
-          const int64_t n = x.shape()[-1];
-          const Range part = member.split(x.shape().rows());
-          cpu::reduce_rows(
-              what,
-              x.dtype(),
-              x.as<std::byte>() + part.begin * n * bytes,
-              part.end - part.begin,
-              n,
-              call.out[0].as<std::byte>() + part.begin * bytes);
-        }};
+      .cpu([&row](const Types&, const Types&, const Attrs& attrs) -> CpuKernel {
+        return {
+            [what = row.what, ddof = ddof_of(row.name, attrs)](const Call& call, Member& member) {
+              const Tensor& x = call.in[0];
+              const auto bytes = static_cast<int64_t>(size_of(x.dtype()));
+              const int64_t n = x.shape()[-1];
+              const Range part = member.split(x.shape().rows());
+              cpu::reduce_rows(
+                  what,
+                  x.dtype(),
+                  x.as<std::byte>() + part.begin * n * bytes,
+                  part.end - part.begin,
+                  n,
+                  ddof,
+                  call.out[0].as<std::byte>() + part.begin * bytes);
+            }};
       })
       .cases({
-          example("row", {4096}),
-          example("rows", {37, 512}),
-          example("one", {5, 1}),
-          example("tail", {3, 31}),
-          example("even", {2, 32}),
-          example("over", {2, 2, 33}),
-          example("prime", {7, 1009}),
-          example("empty", {0, 8}),
+          example(row, "row", {4096}),
+          example(row, "rows", {37, 512}),
+          example(row, "one", {5, 1}),
+          example(row, "tail", {3, 31}),
+          example(row, "even", {2, 32}),
+          example(row, "over", {2, 2, 33}),
+          example(row, "prime", {7, 1009}),
+          example(row, "empty", {0, 8}),
+          example(row, "ddof", {5, 17}, row.has_ddof ? Attrs{{"ddof", int64_t{1}}} : Attrs{}),
       });
 }
 

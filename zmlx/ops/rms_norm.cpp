@@ -16,14 +16,17 @@ namespace zmlx::HWY_NAMESPACE {
 template <typename T>
 void rms_norm_rows(const Call& call, float eps, Range rows) {
   const size_t n = static_cast<size_t>(call.in[0].shape()[-1]);
-  const T* weight = call.in[1].as<T>();
+  const T* weight = call.in.size() > 1 ? call.in[1].as<T>() : nullptr;
   for (int64_t row = rows.begin; row < rows.end; ++row) {
     const T* x = call.in[0].as<T>() + row * static_cast<int64_t>(n);
     T* out = call.out[0].as<T>() + row * static_cast<int64_t>(n);
     auto inverse = hn::Set(F32(), inverse_rms(x, n, eps));
     for (size_t i = 0; i < n; i += lanes()) {
       auto normal = round_to<T>(hn::Mul(load_some(x + i, n - i), inverse));
-      store_some(hn::Mul(normal, load_some(weight + i, n - i)), out + i, n - i);
+      if (weight) {
+        normal = hn::Mul(normal, load_some(weight + i, n - i));
+      }
+      store_some(normal, out + i, n - i);
     }
   }
 }
@@ -45,7 +48,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 #include "mlx/fast.h"
 #include "zmlx/kernel/cuda/weights.h"
-#include "zmlx/ops/check.h"
+#include "zmlx/ops/norms.h"
 
 namespace zmlx {
 
@@ -54,18 +57,27 @@ HWY_EXPORT(rms_norm_kernel);
 namespace {
 
 Types types(const Types& in, const Attrs&) {
-  expect_inputs("rms_norm", in, 2);
+  if (in.empty() || in.size() > 2) {
+    fail("rms_norm", "expected 1 or 2 inputs but got ", in.size(), ".");
+  }
   expect_floating("rms_norm", "x", in[0]);
   if (in[0].shape.rank() == 0) {
     fail("rms_norm", "x must have at least 1 axis but got a number.");
   }
-  expect_dtype("rms_norm", "weight", in[1], in[0].dtype);
-  expect_shape("rms_norm", "weight", in[1], {in[0].shape[-1]});
+  if (in.size() > 1) {
+    expect_dtype("rms_norm", "weight", in[1], in[0].dtype);
+    expect_shape("rms_norm", "weight", in[1], {in[0].shape[-1]});
+  }
   return {in[0]};
 }
 
 Arrays reference(const Arrays& in, const Attrs& attrs) {
-  return {mx::fast::rms_norm(in[0], in[1], static_cast<float>(attrs.real("eps")))};
+  auto weight = in.size() > 1 ? std::optional(in[1]) : std::nullopt;
+  return {mx::fast::rms_norm(in[0], weight, static_cast<float>(attrs.real("eps")))};
+}
+
+Arrays gradient(const Gradient& of) {
+  return norm_gradient(of, {false, 1}, of.inputs[0], of.cotangents[0]);
 }
 
 CpuKernel kernel(const Types&, const Types&, const Attrs& attrs) {
@@ -77,7 +89,7 @@ CpuKernel kernel(const Types&, const Types&, const Attrs& attrs) {
 
 cuda::Kernel cuda_kernel(const Types& in, const Types&, const Attrs& attrs, const cuda::Device&) {
   const Shape& x = in[0].shape;
-  if (x.size() == 0) {
+  if (x.size() == 0 || in.size() == 1) {
     return {};
   }
   cuda::Launch launch;
@@ -90,33 +102,39 @@ cuda::Kernel cuda_kernel(const Types& in, const Types&, const Attrs& attrs, cons
   return {{launch}, 0};
 }
 
-Case example(std::string name, mx::Shape shape) {
+Case example(std::string name, mx::Shape shape, bool weight = true, double eps = 1e-6) {
   return {
       std::move(name),
-      [shape](mx::Dtype dtype) {
-        return Arrays{random_case(shape, dtype, 1), random_case({shape.back()}, dtype, 2)};
+      [shape, weight](mx::Dtype dtype) {
+        Arrays in{random_case(shape, dtype, 1)};
+        if (weight) {
+          in.push_back(random_case({shape.back()}, dtype, 2));
+        }
+        return in;
       },
-      {{"eps", 1e-6}}};
+      {{"eps", eps}}};
 }
 
 } // namespace
 
 ZMLX_OP(rms_norm)
-    .args({"x", "weight"})
+    .args({"x", "*weight"})
     .doc(
-        "x [.., D] times rsqrt(mean(x^2, -1) + eps), rounded to x's dtype, times weight [D]. The "
-        "mean is taken in float32, as in mx.fast.rms_norm (Zhang and Sennrich, 2019). eps: number.")
+        "x [.., D] times rsqrt(mean(x^2, -1) + eps), rounded to x's dtype, times weight [D] if given. "
+        "The mean is taken in float32, as in mx.fast.rms_norm (Zhang and Sennrich, 2019). eps: number.")
     .types(types)
     .reference(reference)
+    .gradient(gradient)
     .cpu(kernel)
     .cuda(cuda_kernel)
     .cases({
         example("decode", {1, 1, 2048}),
         example("prompt", {2, 37, 128}),
-        example("one", {5, 1}),
+        example("one", {5, 1}, true, 0.5),
         example("tail", {3, 31}),
         example("even", {2, 32}),
         example("over", {1, 33}),
+        example("no weight", {5, 67}, false),
         example("empty", {0, 7}),
     });
 

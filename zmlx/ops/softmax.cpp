@@ -36,6 +36,13 @@ void add(const char* name, bool logarithm) {
         auto y = logarithm ? x - mx::logsumexp(x, -1, true) : mx::softmax(x, -1);
         return {mx::astype(y, in[0].dtype())};
       })
+      .gradient([logarithm](const Gradient& of) {
+        const auto scale = mx::array(static_cast<float>(of.attrs.real("scale", 1)));
+        return of.apply(
+            "softmax_backward",
+            {of.outputs[0], of.cotangents[0], scale},
+            {{"logarithm", int64_t{logarithm}}});
+      })
       .cpu([logarithm](const Types&, const Types&, const Attrs& attrs) -> CpuKernel {
         const auto scale = static_cast<float>(attrs.real("scale", 1));
         return {[logarithm, scale](const Call& call, Member& member) {

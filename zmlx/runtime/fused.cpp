@@ -1,6 +1,9 @@
 // zmlx/runtime/fused.cpp: the primitive behind apply().
 #include "zmlx/runtime/fused.h"
 
+#include <algorithm>
+#include <iterator>
+
 #include "mlx/allocator.h"
 #include "mlx/backend/cpu/encoder.h"
 #include "mlx/ops.h"
@@ -157,6 +160,11 @@ void Fused::eval_gpu(const Arrays& inputs, Arrays& outputs) {
   cuda::apply(op_, kernel, inputs, outputs, stream());
 }
 
+/// Whether there are derivatives with respect to x: indices and masks have none.
+bool is_smooth(const mx::array& x) {
+  return mx::issubdtype(x.dtype(), mx::floating);
+}
+
 /// The reference as a function of the arguments `argnums` alone, and those arguments.
 struct Fused::Differentiated {
   Differentiated(const Fused& fused, const Arrays& primals, const std::vector<int>& argnums) {
@@ -177,17 +185,47 @@ struct Fused::Differentiated {
 };
 
 Arrays Fused::jvp(const Arrays& primals, const Arrays& tangents, const std::vector<int>& argnums) {
-  Differentiated of(*this, primals, argnums);
-  return mx::jvp(of.reference, of.chosen, tangents).second;
+  std::vector<int> smooth;
+  Arrays smooth_tangents;
+  for (size_t i = 0; i < argnums.size(); ++i) {
+    if (is_smooth(primals[static_cast<size_t>(argnums[i])])) {
+      smooth.push_back(argnums[i]);
+      smooth_tangents.push_back(tangents[i]);
+    }
+  }
+  Differentiated of(*this, primals, smooth);
+  return mx::jvp(of.reference, of.chosen, smooth_tangents).second;
 }
 
 Arrays Fused::vjp(
     const Arrays& primals,
     const Arrays& cotangents,
     const std::vector<int>& argnums,
-    const Arrays&) {
-  Differentiated of(*this, primals, argnums);
-  return mx::vjp(of.reference, of.chosen, cotangents).second;
+    const Arrays& outputs) {
+  std::vector<int> smooth;
+  std::copy_if(argnums.begin(), argnums.end(), std::back_inserter(smooth), [&](int i) {
+    return is_smooth(primals[static_cast<size_t>(i)]);
+  });
+  Arrays of_smooth;
+  if (op_.gradient) {
+    auto apply_here = [this](std::string_view op, const Arrays& inputs, const Attrs& attrs) {
+      return apply(op_named(op), inputs, attrs, stream());
+    };
+    auto all = op_.gradient({primals, outputs, cotangents, attrs_, apply_here});
+    for (int i : smooth) {
+      of_smooth.push_back(all[static_cast<size_t>(i)]);
+    }
+  } else if (!smooth.empty()) {
+    Differentiated of(*this, primals, smooth);
+    of_smooth = mx::vjp(of.reference, of.chosen, cotangents).second;
+  }
+  Arrays all;
+  auto next = of_smooth.begin();
+  for (int i : argnums) {
+    const auto& x = primals[static_cast<size_t>(i)];
+    all.push_back(is_smooth(x) ? *next++ : mx::zeros_like(x));
+  }
+  return all;
 }
 
 std::pair<Arrays, std::vector<int>> Fused::vmap(

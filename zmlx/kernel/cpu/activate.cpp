@@ -46,6 +46,21 @@ HWY_INLINE Floats tanh_of(Floats x) {
   return keep_nan(x, hn::Tanh(F32(), hn::Min(hn::Max(x, number(-20)), number(20))));
 }
 
+/// Highway's Log takes positive finite numbers.
+HWY_INLINE Floats log_of(Floats x) {
+  const Floats y = hn::Log(F32(), x);
+  const Floats finite = hn::IfThenElse(hn::Eq(x, number(0)), number(-HUGE_VALF), y);
+  const Floats real = hn::IfThenElse(hn::Eq(x, number(HUGE_VALF)), x, finite);
+  return keep_nan(x, hn::IfThenElse(hn::Lt(x, number(0)), number(NAN), real));
+}
+
+/// x where it is positive, else alpha (e^x - 1).
+HWY_INLINE Floats elu_of(Floats x, float alpha) {
+  const Floats below = hn::Expm1(F32(), hn::Max(hn::Min(x, number(0)), number(-88)));
+  const Floats y = hn::IfThenElse(hn::Gt(x, number(0)), x, hn::Mul(number(alpha), below));
+  return keep_nan(x, y);
+}
+
 /// log(1 + e^x) = max(x, 0) + log(1 + e^-|x|).
 HWY_INLINE Floats softplus(Floats x) {
   const Floats tail = hn::Log1p(F32(), exp(hn::Neg(hn::Abs(x))));
@@ -73,7 +88,7 @@ HWY_INLINE Floats erfc_of(Floats x) {
 }
 
 template <Activation f>
-HWY_INLINE Floats activation(Floats x) {
+HWY_INLINE Floats activation(Floats x, [[maybe_unused]] float parameter) {
   if constexpr (f == Activation::silu) {
     return hn::Mul(x, sigmoid(x));
   } else if constexpr (f == Activation::gelu) {
@@ -97,13 +112,38 @@ HWY_INLINE Floats activation(Floats x) {
     return tanh_of(x);
   } else if constexpr (f == Activation::softplus) {
     return softplus(x);
+  } else if constexpr (f == Activation::exp) {
+    return exp(x);
+  } else if constexpr (f == Activation::log) {
+    return log_of(x);
+  } else if constexpr (f == Activation::log_sigmoid) {
+    return hn::Neg(softplus(hn::Neg(x)));
+  } else if constexpr (f == Activation::gelu_fast) {
+    return hn::Mul(x, sigmoid(hn::Mul(number(1.702f), x)));
+  } else if constexpr (f == Activation::relu6) {
+    return keep_nan(x, hn::Min(hn::Max(x, number(0)), number(6)));
+  } else if constexpr (f == Activation::hardswish) {
+    const Floats share = hn::Min(hn::Max(hn::Add(x, number(3)), number(0)), number(6));
+    return keep_nan(x, hn::Mul(x, hn::Mul(share, number(1.0f / 6))));
+  } else if constexpr (f == Activation::selu) {
+    return hn::Mul(number(1.05070099f), elu_of(x, 1.67326324f));
+  } else if constexpr (f == Activation::elu) {
+    return elu_of(x, parameter);
+  } else if constexpr (f == Activation::leaky_relu) {
+    return hn::IfThenElse(hn::Gt(x, number(0)), x, hn::Mul(number(parameter), x));
   } else {
     return hn::Mul(x, tanh_of(softplus(x)));
   }
 }
 
 template <Activation f>
-void activate_as(Dtype dtype, const void* gate, const void* x, int64_t n, void* out) {
+void activate_as(
+    Dtype dtype,
+    const void* gate,
+    const void* x,
+    int64_t n,
+    void* out,
+    float parameter) {
   with_element_type(dtype, [&]<typename T>(T) {
     auto* from = static_cast<const T*>(x);
     auto* to = static_cast<T*>(out);
@@ -111,34 +151,45 @@ void activate_as(Dtype dtype, const void* gate, const void* x, int64_t n, void* 
     for (int64_t i = 0; i < n; i += static_cast<int64_t>(lanes())) {
       const auto left = static_cast<size_t>(n - i);
       const Floats v = load_some(from + i, left);
-      const Floats y =
-          gates ? hn::Mul(activation<f>(load_some(gates + i, left)), v) : activation<f>(v);
+      const Floats y = gates ? hn::Mul(activation<f>(load_some(gates + i, left), parameter), v)
+                             : activation<f>(v, parameter);
       store_some(y, to + i, left);
     }
   });
 }
 
-void activate(Activation f, Dtype dtype, const void* gate, const void* x, int64_t n, void* out) {
-  switch (f) {
-    case Activation::silu:
-      return activate_as<Activation::silu>(dtype, gate, x, n, out);
-    case Activation::gelu:
-      return activate_as<Activation::gelu>(dtype, gate, x, n, out);
-    case Activation::gelu_tanh:
-      return activate_as<Activation::gelu_tanh>(dtype, gate, x, n, out);
-    case Activation::relu:
-      return activate_as<Activation::relu>(dtype, gate, x, n, out);
-    case Activation::relu2:
-      return activate_as<Activation::relu2>(dtype, gate, x, n, out);
-    case Activation::sigmoid:
-      return activate_as<Activation::sigmoid>(dtype, gate, x, n, out);
-    case Activation::tanh:
-      return activate_as<Activation::tanh>(dtype, gate, x, n, out);
-    case Activation::softplus:
-      return activate_as<Activation::softplus>(dtype, gate, x, n, out);
-    case Activation::mish:
-      return activate_as<Activation::mish>(dtype, gate, x, n, out);
-  }
+using Activate = void (*)(Dtype, const void*, const void*, int64_t, void*, float);
+
+void activate(
+    Activation f,
+    Dtype dtype,
+    const void* gate,
+    const void* x,
+    int64_t n,
+    void* out,
+    float parameter) {
+  // In the order of the enumeration.
+  static constexpr Activate kernels[] = {
+      activate_as<Activation::silu>,
+      activate_as<Activation::gelu>,
+      activate_as<Activation::gelu_tanh>,
+      activate_as<Activation::relu>,
+      activate_as<Activation::relu2>,
+      activate_as<Activation::sigmoid>,
+      activate_as<Activation::tanh>,
+      activate_as<Activation::softplus>,
+      activate_as<Activation::mish>,
+      activate_as<Activation::exp>,
+      activate_as<Activation::log>,
+      activate_as<Activation::log_sigmoid>,
+      activate_as<Activation::gelu_fast>,
+      activate_as<Activation::relu6>,
+      activate_as<Activation::hardswish>,
+      activate_as<Activation::selu>,
+      activate_as<Activation::elu>,
+      activate_as<Activation::leaky_relu>,
+  };
+  kernels[static_cast<size_t>(f)](dtype, gate, x, n, out, parameter);
 }
 
 void add_row(Dtype dtype, const void* a, const void* b, int64_t n, void* out) {
@@ -238,8 +289,15 @@ HWY_EXPORT(dropout_pairs);
 
 namespace cpu {
 
-void activate(Activation f, Dtype dtype, const void* gate, const void* x, int64_t n, void* out) {
-  HWY_DYNAMIC_DISPATCH(activate)(f, dtype, gate, x, n, out);
+void activate(
+    Activation f,
+    Dtype dtype,
+    const void* gate,
+    const void* x,
+    int64_t n,
+    void* out,
+    float parameter) {
+  HWY_DYNAMIC_DISPATCH(activate)(f, dtype, gate, x, n, out, parameter);
 }
 
 void add_row(Dtype dtype, const void* a, const void* b, int64_t n, void* out) {

@@ -18,10 +18,27 @@ enum class Activation : uint8_t {
   tanh,
   softplus,
   mish,
+  exp,
+  log,
+  log_sigmoid,
+  gelu_fast,
+  relu6,
+  hardswish,
+  selu,
+  elu,
+  leaky_relu,
 };
 
-/// out = f(x), or with `gate` set f(gate) * x, for n elements.
-void activate(Activation f, Dtype dtype, const void* gate, const void* x, int64_t n, void* out);
+/// out = f(x), or with `gate` set f(gate) * x, for n elements. `parameter` is elu's alpha and
+/// leaky_relu's slope.
+void activate(
+    Activation f,
+    Dtype dtype,
+    const void* gate,
+    const void* x,
+    int64_t n,
+    void* out,
+    float parameter = 0);
 
 /// a + b for n elements.
 void add_row(Dtype dtype, const void* a, const void* b, int64_t n, void* out);

@@ -11,8 +11,8 @@
 #include <cmath>
 #include <limits>
 
+#include "zmlx/kernel/cpu/row_fold-inl.h"
 #include "zmlx/kernel/cpu/row_ops.h"
-#include "zmlx/kernel/cpu/simd_math-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace zmlx::HWY_NAMESPACE {
@@ -20,138 +20,20 @@ namespace {
 
 using cpu::Reduction;
 
-constexpr float inf = std::numeric_limits<float>::infinity();
-// Elements of a row that are kept in float32 between two passes; longer rows are read again.
-constexpr int64_t kept_row = 4096;
-
-template <typename F>
-void with_element(Dtype dtype, F&& f) {
-  switch (dtype) {
-    case Dtype::f16:
-      return f(hwy::float16_t());
-    case Dtype::bf16:
-      return f(hwy::bfloat16_t());
-    default:
-      return f(0.0f);
-  }
-}
-
-/// Folds vectors of a row into four accumulators, in a fixed order, then those into one. What lies
-/// past the end counts as `neutral`.
-template <typename T, typename F>
-HWY_INLINE Floats fold(const T* x, int64_t n, float neutral, F&& f) {
-  const auto step = static_cast<int64_t>(lanes());
-  Floats a0 = hn::Set(F32(), neutral);
-  Floats a1 = a0;
-  Floats a2 = a0;
-  Floats a3 = a0;
-  int64_t i = 0;
-  for (; i + 4 * step <= n; i += 4 * step) {
-    a0 = f(a0, load(x + i));
-    a1 = f(a1, load(x + i + step));
-    a2 = f(a2, load(x + i + 2 * step));
-    a3 = f(a3, load(x + i + 3 * step));
-  }
-  for (; i + step <= n; i += step) {
-    a0 = f(a0, load(x + i));
-  }
-  if (i < n) {
-    const auto left = static_cast<size_t>(n - i);
-    const Floats rest =
-        hn::IfThenElse(hn::FirstN(F32(), left), load_n(x + i, left), hn::Set(F32(), neutral));
-    a1 = f(a1, rest);
-  }
-  return f(f(a0, a1), f(a2, a3));
-}
-
-struct Plus {
-  HWY_INLINE Floats operator()(Floats a, Floats b) const {
-    return hn::Add(a, b);
-  }
-};
-// A NaN on either side stays.
-struct Larger {
-  HWY_INLINE Floats operator()(Floats a, Floats b) const {
-    const Floats m = hn::IfThenElse(hn::Gt(a, b), a, b);
-    return hn::IfThenElse(hn::IsNaN(a), a, m);
-  }
-};
-struct Smaller {
-  HWY_INLINE Floats operator()(Floats a, Floats b) const {
-    const Floats m = hn::IfThenElse(hn::Lt(a, b), a, b);
-    return hn::IfThenElse(hn::IsNaN(a), a, m);
-  }
-};
-
-/// One number from a vector of accumulators.
-template <typename F>
-HWY_INLINE float across(Floats v, F&& f) {
-  HWY_ALIGN float part[hn::MaxLanes(F32())];
-  hn::Store(v, F32(), part);
-  float all = part[0];
-  for (size_t i = 1; i < lanes(); ++i) {
-    all = f(all, part[i]);
-  }
-  return all;
-}
-
-HWY_INLINE float larger(float a, float b) {
-  return std::isnan(a) || a > b ? a : b;
-}
-HWY_INLINE float smaller(float a, float b) {
-  return std::isnan(a) || a < b ? a : b;
-}
-
 template <typename T>
-float row_sum(const T* x, int64_t n) {
-  return sum(fold(x, n, 0, Plus()));
-}
-template <typename T>
-float row_max(const T* x, int64_t n) {
-  return across(fold(x, n, -inf, Larger()), larger);
-}
-template <typename T>
-float row_min(const T* x, int64_t n) {
-  return across(fold(x, n, inf, Smaller()), smaller);
+float row_variance(const T* x, int64_t n, int64_t ddof) {
+  const float mean = row_sum(x, n) / static_cast<float>(n);
+  return row_squares(x, n, mean) / static_cast<float>(std::max(n - ddof, int64_t{0}));
 }
 
-/// What softmax takes off before exp: no more than a finite number, so that inf - inf does not
-/// arise for rows of -inf.
-HWY_INLINE float shift_of(float largest) {
-  return std::isinf(largest) && largest < 0 ? 0 : largest;
-}
-
-/// Sum of exp(scale * x - shift).
-template <typename T>
-float row_exp_sum(const T* x, int64_t n, float scale, float shift) {
-  const Floats factor = hn::Set(F32(), scale);
-  const Floats less = hn::Set(F32(), shift);
-  const auto step = static_cast<int64_t>(lanes());
-  Floats s0 = hn::Zero(F32());
-  Floats s1 = s0;
-  int64_t i = 0;
-  for (; i + 2 * step <= n; i += 2 * step) {
-    s0 = hn::Add(s0, exp(hn::MulSub(load(x + i), factor, less)));
-    s1 = hn::Add(s1, exp(hn::MulSub(load(x + i + step), factor, less)));
-  }
-  for (; i < n; i += step) {
-    const auto left = static_cast<size_t>(n - i);
-    const Floats e = exp(hn::MulSub(load_some(x + i, left), factor, less));
-    s0 = hn::Add(s0, hn::IfThenElseZero(hn::FirstN(F32(), left), e));
-  }
-  return sum(hn::Add(s0, s1));
-}
-
-template <typename T>
-float row_logsumexp(const T* x, int64_t n) {
-  const float largest = row_max(x, n);
-  if (std::isinf(largest) || std::isnan(largest)) {
-    return largest;
-  }
-  return largest + std::log(row_exp_sum(x, n, 1, largest));
-}
-
-void reduce_rows(Reduction what, Dtype dtype, const void* x, int64_t rows, int64_t n, void* out) {
+void reduce_rows(
+    Reduction what,
+    Dtype dtype,
+    const void* x,
+    int64_t rows,
+    int64_t n,
+    int64_t ddof,
+    void* out) {
   with_element(dtype, [&]<typename T>(T) {
     auto* from = static_cast<const T*>(x);
     auto* to = static_cast<T*>(out);
@@ -173,8 +55,41 @@ void reduce_rows(Reduction what, Dtype dtype, const void* x, int64_t rows, int64
         case Reduction::logsumexp:
           y = row_logsumexp(from, n);
           break;
+        case Reduction::prod:
+          y = row_prod(from, n);
+          break;
+        case Reduction::var:
+          y = row_variance(from, n, ddof);
+          break;
+        case Reduction::std:
+          y = std::sqrt(row_variance(from, n, ddof));
+          break;
       }
       store_n(hn::Set(F32(), y), to + r, 1);
+    }
+  });
+}
+
+template <typename T>
+uint32_t arg_row(bool largest, const T* x, int64_t n) {
+  const float best = largest ? row_max(x, n) : row_min(x, n);
+  const Floats wanted = hn::Set(F32(), best);
+  const auto step = static_cast<int64_t>(lanes());
+  for (int64_t i = 0; i < n; i += step) {
+    const Floats v = load_some(x + i, static_cast<size_t>(n - i));
+    const auto found = std::isnan(best) ? hn::IsNaN(v) : hn::Eq(v, wanted);
+    if (!hn::AllFalse(F32(), found)) {
+      return static_cast<uint32_t>(i + hn::FindFirstTrue(F32(), found));
+    }
+  }
+  return 0;
+}
+
+void arg_rows(bool largest, Dtype dtype, const void* x, int64_t rows, int64_t n, uint32_t* out) {
+  with_element(dtype, [&]<typename T>(T) {
+    auto* from = static_cast<const T*>(x);
+    for (int64_t r = 0; r < rows; ++r) {
+      out[r] = arg_row(largest, from + r * n, n);
     }
   });
 }
@@ -338,17 +253,8 @@ void layer_norm_rows(
     for (int64_t r = 0; r < rows; ++r, from += n, to += n) {
       const float mean = row_sum(from, n) / static_cast<float>(n);
       const Floats middle = hn::Set(F32(), mean);
-      Floats squares = hn::Zero(F32());
-      for (int64_t i = 0; i < n; i += step) {
-        const auto left = static_cast<size_t>(n - i);
-        Floats d = hn::Sub(load_some(from + i, left), middle);
-        if (HWY_UNLIKELY(left < lanes())) {
-          d = hn::IfThenElseZero(hn::FirstN(F32(), left), d);
-        }
-        squares = hn::MulAdd(d, d, squares);
-      }
-      const Floats inverse =
-          hn::Set(F32(), 1 / std::sqrt(sum(squares) / static_cast<float>(n) + eps));
+      const float variance = row_squares(from, n, mean) / static_cast<float>(n);
+      const Floats inverse = hn::Set(F32(), 1 / std::sqrt(variance + eps));
       for (int64_t i = 0; i < n; i += step) {
         const auto left = static_cast<size_t>(n - i);
         Floats y = hn::Mul(hn::Sub(load_some(from + i, left), middle), inverse);
@@ -372,6 +278,7 @@ HWY_AFTER_NAMESPACE();
 namespace zmlx {
 
 HWY_EXPORT(reduce_rows);
+HWY_EXPORT(arg_rows);
 HWY_EXPORT(softmax_rows);
 HWY_EXPORT(cumsum_rows);
 HWY_EXPORT(top_k_rows);
@@ -379,8 +286,19 @@ HWY_EXPORT(layer_norm_rows);
 
 namespace cpu {
 
-void reduce_rows(Reduction what, Dtype dtype, const void* x, int64_t rows, int64_t n, void* out) {
-  HWY_DYNAMIC_DISPATCH(reduce_rows)(what, dtype, x, rows, n, out);
+void reduce_rows(
+    Reduction what,
+    Dtype dtype,
+    const void* x,
+    int64_t rows,
+    int64_t n,
+    int64_t ddof,
+    void* out) {
+  HWY_DYNAMIC_DISPATCH(reduce_rows)(what, dtype, x, rows, n, ddof, out);
+}
+
+void arg_rows(bool largest, Dtype dtype, const void* x, int64_t rows, int64_t n, uint32_t* out) {
+  HWY_DYNAMIC_DISPATCH(arg_rows)(largest, dtype, x, rows, n, out);
 }
 
 void softmax_rows(

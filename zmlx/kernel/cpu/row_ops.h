@@ -8,11 +8,21 @@
 
 namespace zmlx::cpu {
 
-enum class Reduction : uint8_t { sum, mean, max, min, logsumexp };
+enum class Reduction : uint8_t { sum, mean, max, min, logsumexp, prod, var, std };
 
 /// out[r] = reduction of x[r, 0..n), for `rows` rows. Maximum and minimum of a row with a NaN are
-/// NaN.
-void reduce_rows(Reduction what, Dtype dtype, const void* x, int64_t rows, int64_t n, void* out);
+/// NaN. Variance is the sum of squared distances from the mean over n - ddof.
+void reduce_rows(
+    Reduction what,
+    Dtype dtype,
+    const void* x,
+    int64_t rows,
+    int64_t n,
+    int64_t ddof,
+    void* out);
+
+/// Where each row has its largest or smallest element: the first NaN, else the lowest index.
+void arg_rows(bool largest, Dtype dtype, const void* x, int64_t rows, int64_t n, uint32_t* out);
 
 /// softmax(scale * x) of each row, or its logarithm.
 void softmax_rows(

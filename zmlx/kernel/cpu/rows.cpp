@@ -76,8 +76,10 @@ void rms_norm_row(Dtype dtype, const void* x, const void* weight, float eps, voi
     const Floats inverse = hn::Set(F32(), inverse_rms(from, static_cast<size_t>(n), eps));
     each_vector(n, [&](int64_t i, size_t left) HWY_ATTR {
       Floats normal = round_to<T>(hn::Mul(load_some(from + i, left), inverse));
-      Floats scaled = hn::Mul(normal, load_some(static_cast<const T*>(weight) + i, left));
-      store_some(scaled, static_cast<T*>(out) + i, left);
+      if (weight) {
+        normal = hn::Mul(normal, load_some(static_cast<const T*>(weight) + i, left));
+      }
+      store_some(normal, static_cast<T*>(out) + i, left);
     });
   });
 }

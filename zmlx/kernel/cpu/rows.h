@@ -15,7 +15,7 @@ void load_row(Dtype dtype, const void* from, float* to, int64_t n);
 void store_row(Dtype dtype, const float* from, void* to, int64_t n);
 /// x rounded to dtype and back, in place.
 void round_row(Dtype dtype, float* x, int64_t n);
-/// out = round(x * rsqrt(mean(x^2) + eps)) * weight, in dtype; the mean in float32.
+/// out = round(x * rsqrt(mean(x^2) + eps)) * weight, in dtype; the mean in float32. No weight: 1.
 void rms_norm_row(Dtype dtype, const void* x, const void* weight, float eps, void* out, int64_t n);
 /// out = silu(gate) * up in float32, in place of gate. With `exact`, gate and up were rounded to
 /// dtype, and the sigmoid, the product with gate and the result are rounded too.

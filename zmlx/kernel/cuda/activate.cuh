@@ -31,6 +31,27 @@ ZMLX_DEVICE float tanh(float x) {
 ZMLX_DEVICE float mish(float x) {
   return x * tanhf(softplus(x));
 }
+ZMLX_DEVICE float exp(float x) {
+  return expf(x);
+}
+ZMLX_DEVICE float log(float x) {
+  return logf(x);
+}
+ZMLX_DEVICE float log_sigmoid(float x) {
+  return -softplus(-x);
+}
+ZMLX_DEVICE float gelu_fast(float x) {
+  return x * sigmoid(1.702f * x);
+}
+ZMLX_DEVICE float relu6(float x) {
+  return x > 6 ? 6 : relu(x);
+}
+ZMLX_DEVICE float hardswish(float x) {
+  return x * relu6(x + 3) * (1.0f / 6);
+}
+ZMLX_DEVICE float selu(float x) {
+  return 1.05070099f * (x > 0 ? x : 1.67326324f * expm1f(x));
+}
 
 } // namespace activation
 
