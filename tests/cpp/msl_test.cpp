@@ -63,6 +63,16 @@ TEST(Msl, choices_and_divisions_are_wrapped_as_they_bind) {
       "return zmlx_choose(x == 0 , [&] { return  1 / zmlx_divisor(n) ; }, [&] { return  n; });");
 }
 
+TEST(Msl, choices_among_a_types_members_stay) {
+  msl::Needs needs;
+  EXPECT_EQ(
+      msl::rewritten("struct A { int n = B ? 1 : 2; };", false, true, needs),
+      "struct A { int n = B ? 1 : 2; };");
+  EXPECT_EQ(
+      msl::rewritten("struct A { int f() { return a ? b : c; } };", false, true, needs),
+      "struct A { int f() { return zmlx_choose(a , [&] { return  b ; }, [&] { return  c; }); } };");
+}
+
 TEST(Msl, a_mistake_is_shown_with_a_caret) {
   msl::Source source{"k", {}, {"out"}, "int i;\n\tsampler s;\n"};
   try {

@@ -92,7 +92,7 @@ class Rewriter {
         throw Mistake{t.place, "function pointers are not supported"};
       } else if (t.is("/") || t.is("%") || t.is("/=") || t.is("%=")) {
         division(i);
-      } else if (t.is("?") && small_ && (in_function_ || t.braces > 0)) {
+      } else if (t.is("?") && small_ && runs(i)) {
         choice(i);
       }
     }
@@ -210,6 +210,27 @@ class Rewriter {
         }
       }
     }
+  }
+
+  /// Whether a token stands inside a function, not among a type's or a namespace's members.
+  bool runs(size_t i) const {
+    std::vector<bool> open = {in_function_};
+    for (size_t k = 0; k < i; ++k) {
+      if (list_[k].is("{")) {
+        open.push_back(!holds_members(k));
+      } else if (list_[k].is("}")) {
+        open.pop_back();
+      }
+    }
+    return open.back();
+  }
+  bool holds_members(size_t brace) const {
+    for (size_t k = brace; k-- > 0 && !is_one_of(list_[k], {";", "{", "}", ")", "="});) {
+      if (is_one_of(list_[k], {"struct", "class", "union", "enum", "namespace"})) {
+        return true;
+      }
+    }
+    return false;
   }
 
   // --- Expressions ---

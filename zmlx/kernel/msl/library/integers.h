@@ -97,6 +97,12 @@ zmlx_inline T subsat(T a, T b) {
 }
 
 // What MLX puts before each kernel.
+zmlx_inline uint16_t bfloat16_to_uint16(bfloat16_t x) {
+  return x.bits;
+}
+zmlx_inline bfloat16_t uint16_to_bfloat16(uint16_t x) {
+  return as_type<bfloat16_t>(x);
+}
 template <typename T, typename U>
 zmlx_inline T ceildiv(T n, U m) {
   return (n + m - 1) / zmlx_divisor(m);
