@@ -9,6 +9,7 @@ import mlx.core as mx
 import mlx.nn
 import numpy as np
 
+from zmlx import ops
 from zmlx.kernels.attention import paged_attention
 from zmlx.kernels.moe import topk_gating_softmax
 
@@ -73,13 +74,15 @@ class MoE(mlx.nn.Module):
                 f"but gave {logits.shape[-1]}."
             )
         weights, indices = topk_gating_softmax(logits, self.k)
-        chosen = np.array(indices)
-        total = mx.zeros(rows.shape, mx.float32)
-        for expert in np.unique(chosen):
-            tokens, slots = (mx.array(places) for places in np.nonzero(chosen == expert))
-            outputs = self.experts[expert](rows[tokens]).astype(mx.float32)
-            total = total.at[tokens].add(weights[tokens, slots][:, None] * outputs)
-        return total.astype(x.dtype).reshape(x.shape)
+        if rows.shape[0] == 0:
+            return x
+        sorted_rows, experts, order = ops.moe_dispatch(rows, indices)
+        ends = np.cumsum(np.bincount(np.array(experts), minlength=len(self.experts)))
+        parts = mx.split(sorted_rows, ends[:-1].tolist())
+        outputs = [
+            expert(part) for expert, part in zip(self.experts, parts, strict=True) if part.shape[0]
+        ]
+        return ops.moe_combine(mx.concatenate(outputs), weights, order=order).reshape(x.shape)
 
 
 __all__ = ["MoE", "PagedAttention"]

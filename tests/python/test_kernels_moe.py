@@ -94,6 +94,19 @@ def test_topk_gating_of_two_winners_32_apart() -> None:
     assert (np.array(indices)[:, :2] == [3, 35]).all()
 
 
+def test_no_tokens_give_nothing() -> None:
+    x = mx.zeros((0, 8))
+    for weights, indices in (
+        moe.top2_gating_softmax(x),
+        moe.topk_gating_softmax(x, expert_bias=mx.zeros(8)),
+        moe.deepseek_router_topk_sigmoid(x, mx.zeros(8), k=2, n_group=4, topk_group=2),
+    ):
+        assert weights.shape == indices.shape == (0, 2)
+    assert moe.moe_dispatch(x, indices).shape == (0, 2, 8)
+    assert moe.moe_combine(mx.zeros((0, 2, 8)), weights).shape == (0, 8)
+    assert zmlx.nn.MoE(lambda x: x, [nn.Linear(8, 8)] * 8)(x).shape == (0, 8)
+
+
 def test_gating_gradients() -> None:
     # No two logits are near each other: finite differences must not change the choice.
     x = mx.random.permutation(48, key=mx.random.key(0)).reshape(3, 16) / 10.0
@@ -183,6 +196,19 @@ def test_combination_of_float32_weights_with_half_precision_outputs() -> None:
     close(moe.moe_combine_fp32(y, w), want)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_combination_without_fma_is_that_of_stock_mlx(dtype: mx.Dtype) -> None:
+    y, w = normal(3, 8, 33, dtype=dtype), normal(3, 8, seed=1)
+    stock = (y.astype(mx.float32) * w[..., None]).sum(-2)
+    for function in (
+        moe.moe_combine_fp32_no_fma,
+        moe.moe_combine_fp32_no_fma_row_tile,
+        moe.moe_combine_weighted_sum_fp32_no_fma,
+    ):
+        assert mx.array_equal(function(y, w), stock)
+    assert mx.array_equal(moe.moe_combine_no_fma(y, w), stock.astype(dtype))
+
+
 def test_exact_combination_rounds_each_step() -> None:
     y, w = normal(3, 4, 33, dtype=mx.bfloat16), normal(3, 4, seed=1, dtype=mx.bfloat16)
     want = y[:, 0] * w[:, :1]
@@ -228,6 +254,8 @@ def test_the_gated_unit_of_chosen_experts() -> None:
     gate, up = (mx.quantize(normal(4, 40, 64, seed=i) / 8, 64, 4) for i in (1, 2))
     indices = mx.array([[1, 3], [0, 0]], mx.uint32)
     got = fused_moe.gather_qmm_swiglu(x, *gate, *up, rhs_indices=indices)
+    twice = fused_moe.gather_qmm_swiglu(x[:, :, [0, 0]], *gate, *up, rhs_indices=indices)
+    close(twice, np.repeat(exact(got), 2, 2), 1e-4)
     a, b = ((x @ mx.dequantize(*w, 64, 4)[indices].swapaxes(-1, -2)) for w in (gate, up))
     close(got, silu(a) * b, 1e-4)
     close(glm_fused_swiglu(a, b), silu(a) * b)
@@ -294,7 +322,7 @@ MISTAKES = [
     ),
     (
         lambda: moe.deepseek_router_topk_sigmoid(X, mx.zeros(8), n_group=3),
-        "[deepseek_router_topk_sigmoid] n_group must divide the 8 experts and topk_group must be",
+        "[moe_topk_gating] n_group must",
     ),
     (
         lambda: moe.moe_dispatch(X, mx.zeros((3, 2), mx.uint32)),
@@ -302,7 +330,7 @@ MISTAKES = [
     ),
     (
         lambda: moe.moe_combine(mx.zeros((2, 3, 4)), X),
-        "[moe_combine] weights must have shape (2, 3) but got (2, 8).",
+        "[moe_combine] expert_outputs must have shape (2, 8, 4) but got (2, 3, 4).",
     ),
     (
         lambda: moe.gather_qmm_combine(X, X, X, X),

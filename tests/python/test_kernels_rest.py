@@ -90,6 +90,13 @@ def test_rows_are_gathered_and_scattered() -> None:
     close(slope(other), exact(table)[np.array(indices)])
 
 
+def test_scattering_outside_the_table_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="scatter_add"):
+        mx.eval(indexing.fused_scatter_add(mx.array([11]), mx.ones((1, 4)), (11, 4)))
+    with pytest.raises(ValueError, match=r"out_shape must be \(rows, 4\), as updates, but got"):
+        indexing.fused_scatter_add(mx.array([1]), mx.ones((1, 4)), (11, 5))
+
+
 def test_scattered_sums_of_half_precision_are_added_in_float32() -> None:
     ones = mx.full((4096, 1), 1.0, mx.float16)
     got = indexing.fused_scatter_add(mx.zeros(4096, mx.int32), ones, (1, 1))

@@ -76,6 +76,33 @@ def test_values_and_gradients(name: str) -> None:
     agree(function, reference, inputs)
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_no_rows_give_no_rows(name: str) -> None:
+    function, reference, inputs = FUNCTIONS[name]
+    got, want = function(*(x[:0] if x.ndim == 3 else x for x in inputs)), reference(*inputs)
+    if isinstance(want, tuple):
+        got, want = got[0], want[0]
+    mx.eval(got)
+    assert got.shape == (0, *want.shape[1:])
+
+
+@pytest.mark.parametrize("name", ["softmax_lastdim", "rmsnorm", "layernorm", "rmsnorm_residual"])
+def test_second_derivatives(name: str) -> None:
+    function, reference, inputs = FUNCTIONS[name]
+
+    def curve(of):
+        def slope(x):
+            def total(x):
+                y = of(x, *inputs[1:])
+                return ((y[0] if isinstance(y, tuple) else y) ** 3).sum()
+
+            return (mx.grad(total)(x) ** 2).sum()
+
+        return mx.grad(slope)(inputs[0])
+
+    close(curve(function), curve(reference), 1e-3)
+
+
 @pytest.mark.parametrize("name", ["softmax_lastdim", "rmsnorm", "layernorm", "var_lastdim"])
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(
@@ -209,6 +236,12 @@ def test_softmax_cross_entropy() -> None:
     assert large.item() == pytest.approx(1e4)
 
 
+def test_softmax_cross_entropy_of_a_target_outside_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match=r"targets must be from 0 to 36.* but one is 37"):
+        mx.eval(loss.softmax_cross_entropy(X[0], mx.array([3, 37])))
+    assert loss.softmax_cross_entropy(X[0], mx.array([3, -100]))[1].item() == 0
+
+
 def test_attention_tile() -> None:
     q, k = normal(16, 40), normal(16, 40, seed=1)
     agree(attention.attention_tile_proto, lambda q, k: q @ k.T, [q, k], gives=mx.float32)
@@ -229,8 +262,8 @@ MISTAKES = [
     ),
     (lambda: norms.rmsnorm(X, W[1:]), "weight must have shape (37,) but got (36,)."),
     (
-        lambda: attention.masked_softmax(X, X[0] > 0),
-        "[masked_softmax] mask must have x's shape (3, 2, 37) but got (2, 37).",
+        lambda: attention.masked_softmax(X, X[..., :3] > 0),
+        "[masked_softmax] mask must",
     ),
     (
         lambda: attention.attention_tile_proto(X[0], X[0]),

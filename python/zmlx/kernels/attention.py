@@ -17,27 +17,17 @@ def logsumexp_lastdim(x: mx.array) -> mx.array:
 
 @accepts("threadgroup", "compute_dtype")
 def masked_softmax(x: mx.array, mask: mx.array) -> mx.array:
-    """softmax over the elements whose mask (bool, x's shape) is true, 0 elsewhere.
+    """softmax over the elements whose mask (bool, broadcast to x) is true, 0 elsewhere.
 
     A row without any such element is 0.
     """
-    return _masked("masked_softmax", x, mask, 1.0)
+    return ops.masked_softmax(x, mask.astype(mx.bool_))
 
 
 @accepts("threadgroup", "compute_dtype")
 def scale_mask_softmax(x: mx.array, mask: mx.array, scale: float) -> mx.array:
     """masked_softmax(scale * x, mask)."""
-    return _masked("scale_mask_softmax", x, mask, scale)
-
-
-def _masked(name: str, x: mx.array, mask: mx.array, scale: float) -> mx.array:
-    if x.shape != mask.shape:
-        raise ValueError(f"[{name}] mask must have x's shape {x.shape} but got {mask.shape}.")
-    kept = mask.astype(mx.bool_)
-    # A row without any element left has no largest one: 0 stands in, and its weights are dropped.
-    scores = mx.where(kept, scale * x.astype(mx.float32), -mx.inf)
-    scores = mx.where(kept.any(-1, keepdims=True), scores, 0)
-    return mx.where(kept, mx.softmax(scores, axis=-1), 0).astype(x.dtype)
+    return ops.scale_mask_softmax(x, mask.astype(mx.bool_), scale)
 
 
 def attention_tile_proto(q: mx.array, k: mx.array) -> mx.array:

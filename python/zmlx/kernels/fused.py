@@ -45,7 +45,7 @@ def _with_bias(name: str, kernel: Binary, formula: str) -> Callable[..., Binary]
 
 add = _builder("add", mx.add, "a + b")
 mul = _builder("mul", mx.multiply, "a * b")
-silu_mul_grad = _builder("silu_mul_grad", ops.swiglu, "silu(a) * b")
+silu_mul_grad = _builder("silu_mul_grad", ops.silu_mul, "silu(a) * b")
 add_bias = _with_bias("add_bias", mx.add, "x + bias")
 bias_gelu_tanh = _with_bias(
     "bias_gelu_tanh",

@@ -36,20 +36,20 @@ def gather_qmm_swiglu(
         transpose, group_size, bits: as in mx.gather_qmm.
     """
 
-    def projected(*weights: mx.array) -> mx.array:
-        return mx.gather_qmm(
-            x,
-            *weights,
-            lhs_indices=lhs_indices,
-            rhs_indices=rhs_indices,
-            transpose=transpose,
-            group_size=group_size,
-            bits=bits,
-        )
+    sides = ((gate_w, gate_scales, gate_biases), (up_w, up_scales, up_biases))
+    options = {"group_size": group_size, "bits": bits}
+    one_row = x.ndim > 2 and x.shape[-3:-1] == (1, 1) and x.dtype == gate_scales.dtype
+    if one_row and transpose and lhs_indices is None and _fits(x, rhs_indices):
+        each, chosen = x[..., 0, 0, :], rhs_indices.astype(mx.uint32)
+        y = ops.gather_qmm_swiglu(each, *sides[0], *sides[1], chosen, **options)
+        return y[..., None, :]
+    options |= {"lhs_indices": lhs_indices, "rhs_indices": rhs_indices, "transpose": transpose}
+    return ops.silu_mul(*(mx.gather_qmm(x, *weight, **options) for weight in sides))
 
-    return ops.swiglu(
-        projected(gate_w, gate_scales, gate_biases), projected(up_w, up_scales, up_biases)
-    )
+
+def _fits(x: mx.array, indices: mx.array | None) -> bool:
+    """Whether each row of x [.., 1, 1, K] has experts of its own, indices [.., k]."""
+    return indices is not None and indices.shape[:-1] == x.shape[:-3]
 
 
 __all__ = ["gather_qmm_swiglu", "has_gather_qmm_swiglu"]

@@ -12,10 +12,11 @@ from zmlx.kernels.options import accepts, returns
 @accepts("threadgroup")
 @returns(mx.float32)
 def softmax_cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
-    """logsumexp(logits) - logits[target] of each row, in float32."""
-    wide = logits.astype(mx.float32)
-    chosen = mx.take_along_axis(wide, targets[..., None].astype(mx.int32), axis=-1)[..., 0]
-    return ops.logsumexp(wide) - chosen
+    """logsumexp(logits) - logits[target] of each row, in float32.
+
+    A row whose target is -100 does not count: 0. Any other target outside the row is an error.
+    """
+    return ops.softmax_cross_entropy(logits, targets)
 
 
 @accepts("threadgroup", "compute_dtype")

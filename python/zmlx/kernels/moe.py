@@ -78,23 +78,10 @@ def deepseek_router_topk_sigmoid(
     experts = logits.shape[-1]
     if bias.size != experts:
         raise ValueError(f"[{name}] bias must have shape ({experts},) but got {bias.shape}.")
-    if n_group < 1 or experts % n_group or not 1 <= topk_group <= n_group:
-        raise ValueError(
-            f"[{name}] n_group must divide the {experts} experts and topk_group must be from 1 to "
-            f"it but got {n_group} and {topk_group}."
-        )
     wide, added = logits.astype(mx.float32), bias.reshape(-1).astype(mx.float32)
-    if topk_group == n_group:
-        return ops.moe_topk_gating(wide, added, k=k, scores="sigmoid")
-    affinity = ops.sigmoid(wide)
-    grouped = (affinity + added).reshape(*logits.shape[:-1], n_group, -1)
-    best = ops.topk(grouped, k=min(2, grouped.shape[-1]))[0].sum(-1)
-    chosen = ops.topk(best, k=topk_group)[1]
-    eligible = (mx.arange(n_group) == chosen[..., None]).any(-2)
-    scores = mx.where(eligible[..., None], grouped, -mx.inf).reshape(logits.shape)
-    indices = ops.topk(scores, k=k)[1]
-    weights = mx.take_along_axis(affinity, indices, axis=-1)
-    return weights / weights.sum(-1, keepdims=True), indices
+    return ops.moe_topk_gating(
+        wide, added, k=k, scores="sigmoid", n_group=n_group, topk_group=topk_group
+    )
 
 
 def moe_dispatch(x: mx.array, indices: mx.array) -> mx.array:
@@ -110,51 +97,52 @@ def moe_dispatch(x: mx.array, indices: mx.array) -> mx.array:
     return mx.where(indices[..., None] < 0, mx.array(0, x.dtype), x[..., None, :])
 
 
-def _combined(name: str, expert_outputs: mx.array, weights: mx.array) -> mx.array:
-    """The sum over k in float32, each product rounded before it is added."""
-    if expert_outputs.shape[:-1] != weights.shape:
-        raise ValueError(
-            f"[{name}] weights must have shape {expert_outputs.shape[:-1]} but got {weights.shape}."
-        )
-    return (expert_outputs.astype(mx.float32) * weights.astype(mx.float32)[..., None]).sum(-2)
-
-
 def moe_combine(expert_outputs: mx.array, weights: mx.array) -> mx.array:
     """sum over k of weights [.., K] * expert_outputs [.., K, D]: [.., D], in the outputs' dtype."""
-    return _combined("moe_combine", expert_outputs, weights).astype(expert_outputs.dtype)
+    return ops.moe_combine(expert_outputs, weights.astype(mx.float32))
 
 
 def moe_combine_fp32(expert_outputs: mx.array, weights: mx.array) -> mx.array:
     """moe_combine whose result is float32."""
-    return _combined("moe_combine_fp32", expert_outputs, weights)
+    return moe_combine(expert_outputs.astype(mx.float32), weights)
+
+
+def _rounded_products(name: str, expert_outputs: mx.array, weights: mx.array) -> mx.array:
+    if expert_outputs.shape[:-1] != weights.shape:
+        raise ValueError(
+            f"[{name}] weights must have shape {expert_outputs.shape[:-1]} but got {weights.shape}."
+        )
+    return expert_outputs * weights.astype(expert_outputs.dtype)[..., None]
+
+
+def moe_combine_no_fma(expert_outputs: mx.array, weights: mx.array) -> mx.array:
+    """moe_combine with each product rounded to float32 before it is added."""
+    return moe_combine_fp32_no_fma(expert_outputs, weights).astype(expert_outputs.dtype)
+
+
+def moe_combine_fp32_no_fma(expert_outputs: mx.array, weights: mx.array) -> mx.array:
+    """moe_combine_no_fma whose result is float32."""
+    wide = expert_outputs.astype(mx.float32)
+    return _rounded_products("moe_combine_fp32_no_fma", wide, weights).sum(-2)
+
+
+moe_combine_fp32_no_fma_row_tile = moe_combine_fp32_no_fma
+moe_combine_weighted_sum_fp32_no_fma = moe_combine_fp32_no_fma
 
 
 def moe_combine_exact(expert_outputs: mx.array, weights: mx.array) -> mx.array:
     """moe_combine with each product and each sum rounded to the outputs' dtype."""
-    _combined("moe_combine_exact", expert_outputs, weights)  # for its check; nothing is computed
-    products = expert_outputs * weights.astype(expert_outputs.dtype)[..., None]
+    products = _rounded_products("moe_combine_exact", expert_outputs, weights)
     total = products[..., 0, :]
     for k in range(1, weights.shape[-1]):
         total = total + products[..., k, :]
     return total
 
 
-moe_combine_no_fma = moe_combine
-moe_combine_fp32_no_fma = moe_combine_fp32
-moe_combine_fp32_no_fma_row_tile = moe_combine_fp32
-moe_combine_weighted_sum_fp32_no_fma = moe_combine_fp32
-
-
 def _check_act(name: str, act: mx.array, output_dtype: mx.Dtype | None) -> None:
     check_dtype(name, output_dtype, "output_dtype")
     if act.ndim != 3:
         raise ValueError(f"[{name}] act must be [B, K, D] but got {act.shape}.")
-
-
-def _combined_as(
-    name: str, outputs: mx.array, gate: mx.array, output_dtype: mx.Dtype | None
-) -> mx.array:
-    return _combined(name, outputs, gate).astype(output_dtype or outputs.dtype)
 
 
 def gather_qmm_combine(
@@ -178,10 +166,9 @@ def gather_qmm_combine(
         output_dtype: of the result, by default act's.
         streaming, no_fma, vectorized_k: accepted; there is one way of computing it.
     """
-    name = "gather_qmm_combine"
-    _check_act(name, act, output_dtype)
+    _check_act("gather_qmm_combine", act, output_dtype)
     outputs = mx.gather_mm(act[..., None, :], weights, rhs_indices=indices)[..., 0, :]
-    return _combined_as(name, outputs, gate, output_dtype)
+    return moe_combine(outputs.astype(output_dtype or act.dtype), gate)
 
 
 def gather_qmm_combine_quantized(
@@ -200,19 +187,14 @@ def gather_qmm_combine_quantized(
     vectorized_k: bool = False,
 ) -> mx.array:
     """gather_qmm_combine for weights [E, D, C] as mx.quantize gives them."""
-    name = "gather_qmm_combine_quantized"
-    _check_act(name, act, output_dtype)
-    outputs = mx.gather_qmm(
-        act[..., None, :],
-        weights,
-        scales,
-        biases,
-        rhs_indices=indices,
-        transpose=True,
-        group_size=group_size,
-        bits=bits,
-    )[..., 0, :]
-    return _combined_as(name, outputs, gate, output_dtype)
+    _check_act("gather_qmm_combine_quantized", act, output_dtype)
+    weight, options = (weights, scales, biases), {"group_size": group_size, "bits": bits}
+    if output_dtype in (None, act.dtype) and scales.dtype == act.dtype:
+        chosen = gate.astype(mx.float32), indices.astype(mx.uint32)
+        return ops.gather_qmm_combine(act, *weight, *chosen, **options)
+    each = act[..., None, :]
+    outputs = mx.gather_qmm(each, *weight, rhs_indices=indices, transpose=True, **options)
+    return moe_combine(outputs[..., 0, :].astype(output_dtype or act.dtype), gate)
 
 
 def gather_mmk_combine(

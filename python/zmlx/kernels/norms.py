@@ -7,7 +7,7 @@ import mlx.core as mx
 
 from zmlx import ops
 from zmlx.kernels.options import accepts, like
-from zmlx.kernels.transformer import dropout, rmsnorm_residual
+from zmlx.kernels.transformer import key_of, rmsnorm_residual
 
 
 @accepts("threadgroup", "compute_dtype")
@@ -25,7 +25,7 @@ def rmsnorm_grad(x: mx.array, weight: mx.array, cotan: mx.array, *, eps: float =
 @accepts("threadgroup", "compute_dtype")
 def rms_norm_no_weight(x: mx.array, *, eps: float = 1e-6) -> mx.array:
     """x * rsqrt(mean(x^2) + eps)."""
-    return ops.rms_norm(x, mx.ones(x.shape[-1:], x.dtype), eps)
+    return ops.rms_norm(x, eps=eps)
 
 
 @accepts("threadgroup", "compute_dtype")
@@ -53,7 +53,8 @@ def layer_norm_dropout(
     eps: float = 1e-5,
 ) -> mx.array:
     """dropout(layernorm(x, gamma, beta), p, seed)."""
-    return dropout(layernorm(x, gamma, beta, eps=eps), p, seed)
+    weights = like(x, *(w for w in (gamma, beta) if w is not None))
+    return ops.layer_norm_dropout(x, *weights, p=p, key=key_of(seed), eps=eps)
 
 
 @accepts("threadgroup")

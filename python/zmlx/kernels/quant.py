@@ -13,19 +13,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from zmlx import elementwise, ops
-from zmlx.kernels.options import accepts, check_dtype, returns
-
-_SWIGLU = elementwise(
-    "silu(a * a_scale) * (b * b_scale)",
-    inputs=("a", "a_scale", "b", "b_scale"),
-    name="fused_swiglu_quant",
-)
-
-
-def _of_blocks(scales: mx.array, block_size: int, count: int) -> mx.array:
-    """The scale of each of `count` elements."""
-    return mx.repeat(scales.reshape(-1).astype(mx.float32), block_size)[:count]
+from zmlx import ops
+from zmlx.kernels.options import accepts, check_dtype, like, returns
 
 
 def _values(x: mx.array, scale: mx.array, format: str, **options: Any) -> mx.array:
@@ -33,6 +22,12 @@ def _values(x: mx.array, scale: mx.array, format: str, **options: Any) -> mx.arr
     packed = format in ("uint4", "nf4")
     codes = x.reshape(-1) if packed else x
     return ops.dequantise_blocks(codes, scale.astype(mx.float32), format=format, **options)
+
+
+def _bytes(x: mx.array, scales: mx.array, block_size: int, activation: str = "none") -> mx.array:
+    """Codes of 8 bits, signed or not, times the scales of their blocks."""
+    options = {"block_size": block_size, "activation": activation}
+    return _values(x, scales, "uint8" if x.dtype == mx.uint8 else "int8", **options)
 
 
 @returns(mx.float32)
@@ -60,9 +55,9 @@ def dequantize_blockwise(
     """code * the scale of its block, with one axis: x of 8 bits, or codes 0 to 15 for 4 bits."""
     if bits not in (4, 8):
         raise ValueError(f"[dequantize_blockwise] bits must be 4 or 8 but got {bits}.")
-    of_bytes = "uint8" if x.dtype == mx.uint8 else "int8"
-    codes = x.reshape(-1)
-    return _values(codes, scales, of_bytes if bits == 8 else "uint4", block_size=block_size)
+    if bits == 8:
+        return _bytes(x.reshape(-1), scales, block_size)
+    return _values(x, scales, "uint4", block_size=block_size)
 
 
 @returns(mx.float32)
@@ -147,12 +142,7 @@ def fused_swiglu_quant(
         raise ValueError(
             f"[fused_swiglu_quant] x2 must have x1's shape {x1.shape} but got {x2.shape}."
         )
-    sides = (
-        a
-        for x, s in ((x1, scales1), (x2, scales2))
-        for a in (x.reshape(-1), _of_blocks(s, block_size, x.size))
-    )
-    return _SWIGLU(*sides).reshape(x1.shape)
+    return _bytes(x1, scales1, block_size, "silu") * _bytes(x2, scales2, block_size)
 
 
 @returns(mx.float32)
@@ -170,14 +160,11 @@ def fused_quantized_swiglu_gemv(
 ) -> mx.array:
     """silu(x @ gate.T) * (x @ up.T) for x [.., K] and weights [N, K] as mx.quantize gives them."""
 
-    def projected(*weight: mx.array) -> mx.array:
-        return mx.quantized_matmul(
-            x, *weight, transpose=True, group_size=group_size, bits=bits
-        ).astype(mx.float32)
-
-    return ops.swiglu(
-        projected(gate_w, gate_scales, gate_biases), projected(up_w, up_scales, up_biases)
-    )
+    stacks = (a[None] for a in (gate_w, gate_scales, gate_biases, up_w, up_scales, up_biases))
+    only = mx.zeros((*x.shape[:-1], 1), mx.uint32)
+    (like_scales,) = like(gate_scales, x)
+    y = ops.gather_qmm_swiglu(like_scales, *stacks, only, group_size=group_size, bits=bits)
+    return y[..., 0, :]
 
 
 @accepts("threadgroup")

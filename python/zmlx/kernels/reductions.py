@@ -33,19 +33,19 @@ def max_lastdim(x: mx.array) -> mx.array:
 @accepts("threadgroup", "compute_dtype")
 def var_lastdim(x: mx.array) -> mx.array:
     """mean((x - mean(x))^2)."""
-    return mx.var(x.astype(mx.float32), axis=-1).astype(x.dtype)
+    return ops.var(x)
 
 
 @accepts("threadgroup", "compute_dtype")
 def std_lastdim(x: mx.array, *, eps: float = 1e-6) -> mx.array:
     """sqrt(var(x) + eps)."""
-    return mx.sqrt(mx.var(x.astype(mx.float32), axis=-1) + eps).astype(x.dtype)
+    return mx.sqrt(ops.var(x).astype(mx.float32) + eps).astype(x.dtype)
 
 
 @accepts("threadgroup")
 def argmax_lastdim(x: mx.array) -> mx.array:
     """The index (uint32) of the largest element, the lowest one of equal elements."""
-    return mx.argmax(x, axis=-1)
+    return ops.argmax(x)
 
 
 @accepts("threadgroup")

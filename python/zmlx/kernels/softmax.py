@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from zmlx import ops
-from zmlx.kernels.options import accepts
+from zmlx import _ext, ops
+from zmlx.kernels.options import accepts, like
 
 
 @accepts("threadgroup", "compute_dtype")
@@ -24,9 +24,7 @@ def log_softmax_lastdim(x: mx.array) -> mx.array:
 @accepts("threadgroup", "compute_dtype")
 def softmax_grad(y: mx.array, cotan: mx.array) -> mx.array:
     """The gradient of x from y = softmax(x) and the gradient `cotan` of y."""
-    wide, slope = y.astype(mx.float32), cotan.astype(mx.float32)
-    along = (wide * slope).sum(-1, keepdims=True)
-    return (wide * (slope - along)).astype(y.dtype)
+    return _ext.apply("softmax_backward", [y, *like(y, cotan), mx.array(1.0)])[0]
 
 
 __all__ = ["log_softmax_lastdim", "softmax_grad", "softmax_lastdim"]

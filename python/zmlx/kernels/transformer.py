@@ -16,7 +16,6 @@ _GATED = {
     )
     for name, activation in (("bias_swiglu", "silu"), ("bias_geglu", "gelu_tanh"))
 }
-_GEGLU2 = elementwise("gelu_tanh(gate) * up", inputs=("gate", "up"), name="geglu2")
 
 
 @accepts("compute_dtype")
@@ -28,7 +27,7 @@ def swiglu(x: mx.array) -> mx.array:
 @accepts("compute_dtype")
 def swiglu2(gate: mx.array, up: mx.array) -> mx.array:
     """silu(gate) * up."""
-    return ops.swiglu(gate, up)
+    return ops.silu_mul(gate, up)
 
 
 @accepts("compute_dtype")
@@ -40,7 +39,7 @@ def geglu(x: mx.array) -> mx.array:
 @accepts("compute_dtype")
 def geglu2(gate: mx.array, up: mx.array) -> mx.array:
     """gelu_tanh(gate) * up."""
-    return _GEGLU2(gate, up)
+    return ops.geglu(gate, up, approximate=True)
 
 
 def _bias_gated(name: str, x: mx.array, bias: mx.array) -> mx.array:
@@ -65,6 +64,11 @@ def bias_geglu(x: mx.array, bias: mx.array) -> mx.array:
     return _bias_gated("bias_geglu", x, bias)
 
 
+def key_of(seed: int | None) -> mx.array | None:
+    """The key of a seed; None for the next of MLX's global generator."""
+    return None if seed is None else mx.random.key(seed)
+
+
 @accepts("compute_dtype")
 def dropout(x: mx.array, p: float, seed: int | None = None) -> mx.array:
     """x / (1 - p) where a random number is at least p, else 0; the gradient has the same mask.
@@ -73,7 +77,7 @@ def dropout(x: mx.array, p: float, seed: int | None = None) -> mx.array:
         p: the probability of dropping an element, from 0 to 1.
         seed: of the mask; None draws another mask for each call, from MLX's global generator.
     """
-    return ops.dropout(x, p, None if seed is None else mx.random.key(seed))
+    return ops.dropout(x, p, key_of(seed))
 
 
 @accepts("threadgroup", "compute_dtype")
@@ -81,7 +85,7 @@ def rms_norm_dropout(
     x: mx.array, weight: mx.array, p: float, seed: int | None = None, *, eps: float = 1e-6
 ) -> mx.array:
     """dropout(rms_norm(x, weight), p, seed)."""
-    return dropout(ops.rms_norm(x, *like(x, weight), eps=eps), p, seed)
+    return ops.rms_norm_dropout(x, *like(x, weight), p=p, key=key_of(seed), eps=eps)
 
 
 @accepts("threadgroup", "compute_dtype")
@@ -89,8 +93,7 @@ def rmsnorm_residual(
     x: mx.array, residual: mx.array, weight: mx.array, *, eps: float = 1e-6
 ) -> tuple[mx.array, mx.array]:
     """(rms_norm(x + residual, weight), x + residual)."""
-    total = x + residual
-    return ops.rms_norm(total, *like(total, weight), eps=eps), total
+    return ops.add_rms_norm(x, *like(x, residual, weight), eps=eps)
 
 
 @accepts("threadgroup", "compute_dtype")
@@ -111,9 +114,8 @@ def layernorm_residual(
     eps: float = 1e-5,
 ) -> tuple[mx.array, mx.array]:
     """(layer_norm(x + residual, gamma, beta), x + residual); beta may be None."""
-    total = x + residual
-    weights = like(total, *(w for w in (gamma, beta) if w is not None))
-    return ops.layer_norm(total, *weights, eps=eps), total
+    weights = (w for w in (gamma, beta) if w is not None)
+    return ops.add_layer_norm(x, *like(x, residual, *weights), eps=eps)
 
 
 @accepts("threadgroup", "compute_dtype")
