@@ -252,6 +252,13 @@ ZMLX_DEVICE uint32_t __float_as_uint(float x) {
   return __builtin_bit_cast(uint32_t, x);
 }
 
+ZMLX_DEVICE float __int_as_float(int32_t x) {
+  return __builtin_bit_cast(float, x);
+}
+ZMLX_DEVICE float rsqrtf(float x) {
+  return 1.0f / std::sqrt(x);
+}
+
 ZMLX_DEVICE void wait_for_predecessor() {}
 ZMLX_DEVICE void start_successor() {}
 

@@ -54,7 +54,7 @@ std::vector<Example> examples() {
         auto in = types_of(inputs);
         auto out = op->types(in, example.attrs);
         auto kernel = op->cuda ? op->cuda(in, out, example.attrs, device) : cuda::Kernel{};
-        if (small(kernel) && kernel.launches[0].text.empty()) {
+        if (small(kernel)) {
           list.push_back({op, &example, dtype, std::move(inputs), in, out, std::move(kernel)});
         }
       }
@@ -108,32 +108,39 @@ std::string text_of(const char* path) {
 class Library {
  public:
   explicit Library(const std::vector<Example>& examples) {
-    std::map<std::string, std::map<std::string, const cuda::Launch*>> wanted;
+    // By source, then generated text, then instantiation.
+    std::map<std::string, std::map<std::string, std::map<std::string, const cuda::Launch*>>> wanted;
     for (auto& example : examples) {
       for (auto& launch : example.kernel.launches) {
-        wanted[launch.source].emplace(launch.kernel, &launch);
+        wanted[launch.source][launch.text].emplace(launch.kernel, &launch);
       }
     }
     const auto host =
         text_of("zmlx/kernel/msl/library/host_switch.h") + text_of("tests/cpp/cuda_host.h");
-    for (auto& [source, kernels] : wanted) {
-      std::string text = host + cuda::source_text(source);
+    for (auto& [source, texts] : wanted) {
+      std::string program = host + cuda::source_text(source);
       size_t number = 0;
-      for (auto& [name, launch] : kernels) {
-        text += runner(*launch, number++);
+      for (auto& [text, kernels] : texts) {
+        program += "namespace text_" + std::to_string(number) + " {\n" + text;
+        for (auto& [name, launch] : kernels) {
+          program += runner(*launch, number++);
+        }
+        program += "}\n";
       }
-      auto library = jit::compile(text);
+      auto library = jit::compile(program);
       number = 0;
-      for (auto& [name, launch] : kernels) {
-        auto symbol = "run_" + std::to_string(number++);
-        runs_[source + name] = reinterpret_cast<Run>(library->symbol(symbol.c_str()));
+      for (auto& [text, kernels] : texts) {
+        for (auto& [name, launch] : kernels) {
+          auto symbol = "run_" + std::to_string(number++);
+          runs_[source + text + name] = reinterpret_cast<Run>(library->symbol(symbol.c_str()));
+        }
       }
       libraries_.push_back(std::move(library));
     }
   }
 
   Run find(const cuda::Launch& launch) const {
-    return runs_.at(launch.source + launch.kernel);
+    return runs_.at(launch.source + launch.text + launch.kernel);
   }
 
  private:

@@ -6,6 +6,7 @@
 
 #include "mlx/ops.h"
 #include "zmlx/ops/check.h"
+#include "zmlx/ops/formula.h"
 
 namespace zmlx {
 namespace {
@@ -97,9 +98,14 @@ void add(const ActivationRow& row) {
               parameter);
         }};
       })
-      .cuda([&row](const Types& in, const Types&, const Attrs&, const cuda::Device&) {
-        return cuda_kernel(row, in[0]);
-      })
+      .cuda(FormulaKernel{
+          row.name,
+          [&row](const Types&, const Attrs& attrs) -> Formula {
+            return {row.call("x"), {{"x", 0}}, {{"parameter", row.parameter_of(attrs)}}};
+          },
+          [&row](const Types& in, const Types&, const Attrs&, const cuda::Device&) {
+            return cuda_kernel(row, in[0]);
+          }})
       .cases({
           example(row, "row", {1, 4096}),
           example(row, "rows", {37, 100}),

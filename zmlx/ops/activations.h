@@ -15,6 +15,10 @@ struct ActivationRow {
 
   /// Its value among the attributes, or the default; 0 where there is none.
   float parameter_of(const Attrs& attrs = {}) const;
+  /// The activation of x in the kernel language, where its parameter is called `parameter`.
+  std::string call(const std::string& x) const {
+    return std::string(name) + "(" + x + (parameter ? ", parameter)" : ")");
+  }
 };
 
 const std::vector<ActivationRow>& activations();

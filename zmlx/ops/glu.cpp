@@ -2,6 +2,7 @@
 #include "mlx/ops.h"
 #include "zmlx/ops/activations.h"
 #include "zmlx/ops/check.h"
+#include "zmlx/ops/formula.h"
 
 namespace zmlx {
 namespace {
@@ -77,6 +78,16 @@ CpuKernel kernel(const Types& in, const Types&, const Attrs& attrs) {
   }};
 }
 
+Formula formula(const Types& in, const Attrs& attrs) {
+  auto& row = activation_of(attrs);
+  std::vector<FormulaInput> inputs = {{"gate", 0}, {"up", 1}};
+  if (in.size() == 1) {
+    const int64_t half = in[0].shape[-1] / 2;
+    inputs = {{"gate", 0, 0, half}, {"up", 0, half, half}};
+  }
+  return {row.call("gate") + " * up", inputs, {{"parameter", row.parameter_of(attrs)}}};
+}
+
 Case example(std::string label, mx::Shape shape, std::string activation, bool two = false) {
   return {
       std::move(label),
@@ -104,6 +115,7 @@ ZMLX_OP(glu)
           std::string("silu")}})
     .types(types)
     .reference(reference)
+    .cuda(FormulaKernel{name, formula})
     .cpu(kernel)
     .cases({
         example("row", {1, 4096}, "silu"),

@@ -2,6 +2,7 @@
 // plus a bias.
 #include "mlx/fast.h"
 #include "mlx/ops.h"
+#include "zmlx/ops/formula.h"
 #include "zmlx/ops/norms.h"
 
 namespace zmlx {
@@ -57,6 +58,13 @@ CpuKernel kernel(const Types&, const Types&, const Attrs& attrs) {
   }};
 }
 
+Formula formula(const Types& in, const Attrs& attrs) {
+  std::string text = "c = x - row_mean(x); c * rsqrt(row_mean(c * c) + eps)";
+  text += in.size() > 1 ? " * weight" : "";
+  text += in.size() > 2 ? " + bias" : "";
+  return {text, {{"x", 0}, {"weight", 1}, {"bias", 2}}, {{"eps", attrs.real("eps", 1e-5)}}};
+}
+
 Case example(std::string label, mx::Shape shape, int inputs) {
   return {
       std::move(label),
@@ -81,6 +89,7 @@ ZMLX_OP(layer_norm)
     .types(types)
     .reference(reference)
     .gradient(gradient)
+    .cuda(FormulaKernel{name, formula})
     .cpu(kernel)
     .cases({
         example("row", {1, 2048}, 3),

@@ -2,6 +2,7 @@
 #include "mlx/ops.h"
 #include "zmlx/kernel/cpu/softmax.h"
 #include "zmlx/ops/check.h"
+#include "zmlx/ops/formula.h"
 
 namespace zmlx {
 namespace {
@@ -130,6 +131,17 @@ CpuKernel kernel(const Types&, const Types&, const Attrs&) {
   }};
 }
 
+Formula formula(const Types& in, const Attrs&) {
+  const std::string x = in.size() > 2 ? "scale * float(x)" : "float(x)";
+  const std::string z = in[1].dtype == Dtype::boolean ? "mask ? " + x + " : -inf" : x + " + mask";
+  // A row of which nothing is left is zeros.
+  return {
+      "z = " + z +
+          "; m = row_max(z); e = m == -inf ? 0 : exp(z - stop_gradient(m));"
+          "m == -inf ? 0 : e / row_sum(e)",
+      {{"x", 0}, {"mask", 1}, {"scale", 2}}};
+}
+
 enum class Mask { boolean, added, added_float32 };
 
 Case example(std::string label, mx::Shape x, mx::Shape mask, Mask kind, bool scale) {
@@ -160,6 +172,7 @@ ZMLX_OP(masked_softmax)
     .types(types)
     .reference(reference)
     .gradient(gradient)
+    .cuda(FormulaKernel{name, formula})
     .cpu(kernel)
     .cases({
         example("scores", {2, 3, 5, 64}, {5, 64}, Mask::boolean, true),

@@ -2,6 +2,7 @@
 #include "mlx/ops.h"
 #include "zmlx/kernel/cpu/row_ops.h"
 #include "zmlx/ops/check.h"
+#include "zmlx/ops/formula.h"
 
 namespace zmlx {
 namespace {
@@ -12,47 +13,60 @@ struct Row {
   const char* name;
   Reduction what;
   const char* doc;
+  const char* formula;
   mx::array (*reference)(const mx::array& x, int ddof);
   int64_t least; // elements that a row must have
   bool has_ddof = false;
 };
 
 const Row rows[] = {
-    {"sum", Reduction::sum, "The sum of each row", [](auto& x, int) { return mx::sum(x, -1); }, 0},
+    {"sum",
+     Reduction::sum,
+     "The sum of each row",
+     "row_sum(x)",
+     [](auto& x, int) { return mx::sum(x, -1); },
+     0},
     {"mean",
      Reduction::mean,
      "The mean of each row",
+     "row_mean(x)",
      [](auto& x, int) { return mx::mean(x, -1); },
      1},
     {"max",
      Reduction::max,
      "The largest element of each row, NaN if there is one",
+     "row_max(x)",
      [](auto& x, int) { return mx::max(x, -1); },
      1},
     {"min",
      Reduction::min,
      "The smallest element of each row, NaN if there is one",
+     "row_min(x)",
      [](auto& x, int) { return mx::min(x, -1); },
      1},
     {"logsumexp",
      Reduction::logsumexp,
      "log(sum(exp(x))) of each row, without overflow",
+     "row_logsumexp(x)",
      [](auto& x, int) { return x.size() ? mx::logsumexp(x, -1) : mx::sum(x, -1); },
      1},
     {"prod",
      Reduction::prod,
      "The product of each row",
+     "row_prod(x)",
      [](auto& x, int) { return mx::prod(x, -1); },
      0},
     {"var",
      Reduction::var,
      "The variance of each row: the sum of squared distances from its mean, over N - ddof",
+     "row_var(x) * (row_size / (row_size - ddof))",
      [](auto& x, int ddof) { return mx::var(x, -1, false, ddof); },
      1,
      true},
     {"std",
      Reduction::std,
      "The standard deviation of each row: sqrt(var(x))",
+     "sqrt(row_var(x) * (row_size / (row_size - ddof)))",
      [](auto& x, int ddof) { return mx::std(x, -1, false, ddof); },
      1,
      true},
@@ -96,6 +110,12 @@ void add(const Row& row) {
         const auto ddof = static_cast<int>(ddof_of(row.name, attrs));
         return {mx::astype(row.reference(mx::astype(in[0], mx::float32), ddof), in[0].dtype())};
       })
+      .cuda(FormulaKernel{
+          row.name,
+          [&row](const Types&, const Attrs& attrs) -> Formula {
+            const auto ddof = static_cast<double>(ddof_of(row.name, attrs));
+            return {row.formula, {{"x", 0}}, {{"ddof", ddof}}};
+          }})
       .cpu([&row](const Types&, const Types&, const Attrs& attrs) -> CpuKernel {
         return {
             [what = row.what, ddof = ddof_of(row.name, attrs)](const Call& call, Member& member) {

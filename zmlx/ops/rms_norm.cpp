@@ -48,6 +48,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 #include "mlx/fast.h"
 #include "zmlx/kernel/cuda/weights.h"
+#include "zmlx/ops/formula.h"
 #include "zmlx/ops/norms.h"
 
 namespace zmlx {
@@ -102,6 +103,18 @@ cuda::Kernel cuda_kernel(const Types& in, const Types&, const Attrs& attrs, cons
   return {{launch}, 0};
 }
 
+Formula formula(const Types& in, const Attrs& attrs) {
+  // Rounded to x's dtype before the weight, as mx.fast.rms_norm does.
+  std::string normal = "x * rsqrt(row_mean(x * x) + eps)";
+  if (in[0].dtype != Dtype::f32) {
+    normal = std::string(name_of(in[0].dtype)) + "(" + normal + ")";
+  }
+  return {
+      in.size() > 1 ? normal + " * weight" : normal,
+      {{"x", 0}, {"weight", 1}},
+      {{"eps", attrs.real("eps")}}};
+}
+
 Case example(std::string name, mx::Shape shape, bool weight = true, double eps = 1e-6) {
   return {
       std::move(name),
@@ -126,7 +139,7 @@ ZMLX_OP(rms_norm)
     .reference(reference)
     .gradient(gradient)
     .cpu(kernel)
-    .cuda(cuda_kernel)
+    .cuda(FormulaKernel{"rms_norm", formula, cuda_kernel})
     .cases({
         example("decode", {1, 1, 2048}),
         example("prompt", {2, 37, 128}),

@@ -2,6 +2,7 @@
 #include "mlx/ops.h"
 #include "zmlx/kernel/cpu/row_ops.h"
 #include "zmlx/ops/check.h"
+#include "zmlx/ops/formula.h"
 
 namespace zmlx {
 namespace {
@@ -43,6 +44,14 @@ void add(const char* name, bool logarithm) {
             {of.outputs[0], of.cotangents[0], scale},
             {{"logarithm", int64_t{logarithm}}});
       })
+      .cuda(FormulaKernel{
+          name,
+          [logarithm](const Types&, const Attrs& attrs) -> Formula {
+            return {
+                logarithm ? "s = scale * x; s - row_logsumexp(s)" : "row_softmax(scale * x)",
+                {{"x", 0}},
+                {{"scale", attrs.real("scale", 1)}}};
+          }})
       .cpu([logarithm](const Types&, const Types&, const Attrs& attrs) -> CpuKernel {
         const auto scale = static_cast<float>(attrs.real("scale", 1));
         return {[logarithm, scale](const Call& call, Member& member) {

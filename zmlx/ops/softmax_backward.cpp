@@ -2,6 +2,7 @@
 #include "mlx/ops.h"
 #include "zmlx/kernel/cpu/softmax.h"
 #include "zmlx/ops/check.h"
+#include "zmlx/ops/formula.h"
 
 namespace zmlx {
 namespace {
@@ -50,6 +51,13 @@ CpuKernel kernel(const Types&, const Types&, const Attrs& attrs) {
   }};
 }
 
+Formula formula(const Types&, const Attrs& attrs) {
+  return {
+      attrs.integer("logarithm", 0) ? "scale * (dy - exp(y) * row_sum(dy))"
+                                    : "scale * y * (dy - row_sum(y * dy))",
+      {{"y", 0}, {"dy", 1}, {"scale", 2}}};
+}
+
 Case example(std::string label, mx::Shape shape, bool logarithm) {
   return {
       std::move(label),
@@ -72,6 +80,7 @@ ZMLX_OP(softmax_backward)
         "log_softmax(scale * x), scale * (dy - exp(y) * sum(dy)).")
     .types(types)
     .reference(reference)
+    .cuda(FormulaKernel{name, formula})
     .cpu(kernel)
     .cases({
         example("rows", {37, 512}, false),

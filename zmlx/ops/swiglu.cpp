@@ -51,6 +51,7 @@ HWY_AFTER_NAMESPACE();
 #include "mlx/ops.h"
 #include "zmlx/kernel/cuda/weights.h"
 #include "zmlx/ops/check.h"
+#include "zmlx/ops/formula.h"
 
 namespace zmlx {
 
@@ -93,6 +94,10 @@ cuda::Kernel cuda_kernel(const Types& in, const Types&, const Attrs& attrs, cons
   return {{launch}, 0};
 }
 
+Formula formula(const Types&, const Attrs& attrs) {
+  return {attrs.integer("exact", 0) ? "" : "silu(gate) * up", {{"gate", 0}, {"up", 1}}};
+}
+
 Case example(std::string name, mx::Shape shape, Attrs attrs = {}) {
   return {
       std::move(name),
@@ -112,7 +117,7 @@ ZMLX_OP(swiglu)
     .types(types)
     .reference(reference)
     .cpu(kernel)
-    .cuda(cuda_kernel)
+    .cuda(FormulaKernel{"swiglu", formula, cuda_kernel})
     .cases({
         example("decode", {1, 14336}),
         example("prompt", {37, 512}),

@@ -6,10 +6,12 @@
 
 #include "mlx/allocator.h"
 #include "mlx/backend/cpu/encoder.h"
+#include "mlx/backend/metal/metal.h"
 #include "mlx/ops.h"
 #include "mlx/transforms.h"
 #include "mlx/transforms_impl.h"
 #include "zmlx/graph/capture.h"
+#include "zmlx/ops/formula.h"
 #include "zmlx/runtime/copy.h"
 #include "zmlx/runtime/cuda/apply.h"
 #include "zmlx/runtime/cuda/mlx_stream.h"
@@ -24,6 +26,12 @@ Types types_of(const Arrays& arrays) {
     out.push_back(type_of(a));
   }
   return out;
+}
+
+/// The formula that runs on MLX's Metal GPU, or nullptr.
+const FormulaKernel* metal_formula(const Op& op, const Types& in, const Attrs& attrs) {
+  auto* formula = mx::metal::is_available() ? formula_of(op) : nullptr;
+  return formula && formula->fits(in, attrs) ? formula : nullptr;
 }
 
 /// The kernel for MLX's GPU; none where there is no GPU that we know.
@@ -149,6 +157,10 @@ void Fused::eval_cpu(const Arrays& inputs, Arrays& outputs) {
 }
 
 void Fused::eval_gpu(const Arrays& inputs, Arrays& outputs) {
+  if (auto* formula = metal_formula(op_, types_of(inputs), attrs_)) {
+    formula->run_metal(inputs, outputs, attrs_, stream());
+    return;
+  }
   auto kernel = cuda_kernel(op_, types_of(inputs), types_of(outputs), attrs_);
   if (!kernel) {
     fail(
@@ -258,7 +270,7 @@ Arrays apply(const Op& op, const Arrays& inputs, const Attrs& attrs, mx::StreamO
     bool has_kernel = op.cpu && op.cpu(in, out, attrs).run;
     return has_kernel ? node(op, inputs, attrs, s) : op.reference(inputs, attrs);
   }
-  if (!cuda_kernel(op, in, out, attrs)) {
+  if (!metal_formula(op, in, attrs) && !cuda_kernel(op, in, out, attrs)) {
     return op.reference(inputs, attrs);
   }
   Arrays packed;
