@@ -241,6 +241,7 @@ TEST(Matmul, IsRightForEveryFormatAndNumberOfRows) {
         for (int64_t m : row_counts) {
           expect_right({dtype, {bits, group}, 37, group * 5, m});
         }
+        expect_right({dtype, {bits, group}, 3, group, 1}); // less than a vector
       }
     }
   }

@@ -419,7 +419,8 @@ void dot_few(
   auto* scales = static_cast<const std::byte*>(w.scales) + j * groups * size;
   auto* biases = static_cast<const std::byte*>(w.biases) + (is_affine(C) ? j * groups * size : 0);
   const int64_t vectors = (s.k + block_of(C) - 1) / block_of(C);
-  const int64_t whole = (row_bytes - 32) / vector_bytes(C) + 1; // vectors with 32 bytes to read
+  // Vectors with 32 bytes to read.
+  const int64_t whole = (row_bytes - 32 + vector_bytes(C)) / vector_bytes(C);
   const int64_t group_words = s.format.group_size / word_codes(C);
   __m256 total[R][M];
   unrolled<R * M>([&](int i) ZMLX_INLINED { total[i / M][i % M] = _mm256_setzero_ps(); });
