@@ -47,6 +47,71 @@ Attrs attrs_of(const nb::dict& items) {
   return attrs;
 }
 
+/// An op called from Python with a tuple and a dictionary.
+class Caller {
+ public:
+  explicit Caller(const Op& op) : op_(op) {
+    const bool any_number = !op.args.empty() && op.args.back().front() == '*';
+    inputs_ = any_number ? -1 : static_cast<int64_t>(op.args.size());
+    for (auto& parameter : op.parameters) {
+      if (parameter.otherwise) {
+        defaults_.set(parameter.name, *parameter.otherwise);
+      }
+    }
+  }
+
+  /// The result of a call that gives every array by position and every attribute by name; None for
+  /// any other, which the caller has to sort out.
+  nb::object operator()(const nb::tuple& args, const nb::dict& kwargs) const {
+    if (inputs_ >= 0 && static_cast<int64_t>(args.size()) != inputs_) {
+      return nb::none();
+    }
+    Arrays inputs;
+    inputs.reserve(args.size());
+    for (nb::handle arg : args) {
+      if (!nb::isinstance<mx::array>(arg)) {
+        return nb::none();
+      }
+      inputs.push_back(*nb::inst_ptr<mx::array>(arg));
+    }
+    Attrs attrs = defaults_;
+    size_t given = 0;
+    for (auto& parameter : op_.parameters) {
+      PyObject* value =
+          kwargs.size() ? PyDict_GetItemString(kwargs.ptr(), parameter.name.c_str()) : nullptr;
+      if (!value) {
+        if (!parameter.otherwise) {
+          return nb::none();
+        }
+        continue;
+      }
+      ++given;
+      const bool real = parameter.otherwise && std::holds_alternative<double>(*parameter.otherwise);
+      if (real && !PyFloat_Check(value)) {
+        return nb::none();
+      }
+      attrs.set(parameter.name, attr_of(value));
+    }
+    if (given != kwargs.size()) {
+      return nb::none();
+    }
+    auto outputs = apply(op_, inputs, attrs);
+    if (outputs.size() == 1) {
+      return nb::cast(std::move(outputs[0]));
+    }
+    nb::list list;
+    for (auto& output : outputs) {
+      list.append(std::move(output));
+    }
+    return nb::tuple(list);
+  }
+
+ private:
+  const Op& op_;
+  int64_t inputs_; // -1: any number
+  Attrs defaults_;
+};
+
 RewriteOptions options_of(
     const std::vector<std::string>& include,
     const std::vector<std::string>& exclude,
@@ -119,6 +184,15 @@ NB_MODULE(_ext, m) {
       "inputs"_a,
       "attrs"_a = nb::dict());
   m.def(
+      "caller",
+      [](const std::string& name) {
+        return nb::cpp_function(
+            [call = Caller(op_named(name))](const nb::tuple& args, const nb::dict& kwargs) {
+              return call(args, kwargs);
+            });
+      },
+      "name"_a);
+  m.def(
       "node",
       [](const std::string& name, const Arrays& inputs, const nb::dict& attrs) {
         return node(op_named(name), inputs, attrs_of(attrs));
@@ -149,6 +223,9 @@ NB_MODULE(_ext, m) {
   });
   m.def("why_no_cuda", [] { return cuda::why_not(); });
   m.def("read_bandwidth", &read_bandwidth, "bytes"_a, "repeats"_a);
+  nb::class_<Streams>(m, "Streams")
+      .def(nb::init<size_t>(), "bytes"_a)
+      .def("seconds", &Streams::seconds, "reads"_a, "write"_a);
   m.def("launch_seconds", &launch_seconds, "repeats"_a);
   m.def("barrier_seconds", &barrier_seconds, "repeats"_a);
   m.def("run_counts", [] {

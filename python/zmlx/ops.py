@@ -55,10 +55,8 @@ def _function(name: str) -> Callable[..., Any]:
     parameters += [_parameter(key, otherwise, given) for key, _, given, otherwise in attributes]
     signature = inspect.Signature(parameters)
     defaults = {key: otherwise for key, _, given, otherwise in attributes if given}
-    required = {key for key, _, given, _ in attributes if not given}
-    known = required | defaults.keys()
-    args_taken = _ext.op_args(name)
-    arrays_taken = -1 if any(arg.startswith("*") for arg in args_taken) else len(args_taken)
+    known = {key for key, _, _, _ in attributes}
+    call = _ext.caller(name)
 
     def bind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         """Arrays and attributes of a call in any form; errors give the signature."""
@@ -75,10 +73,10 @@ def _function(name: str) -> Callable[..., Any]:
         return arrays, {key: bound.arguments[key] for key in known & bound.arguments.keys()}
 
     def function(*args: Any, **kwargs: Any) -> Any:
-        if len(args) == arrays_taken and required <= kwargs.keys() <= known:
-            arrays: Any = list(args)  # the usual call, without the cost of binding
-        else:
-            arrays, kwargs = bind(args, kwargs)
+        usual = call(args, kwargs)  # without the cost of binding
+        if usual is not None:
+            return usual
+        arrays, kwargs = bind(args, kwargs)
         attrs = {**defaults, **kwargs}
         for key, otherwise in defaults.items():
             if type(otherwise) is float:

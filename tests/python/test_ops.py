@@ -145,9 +145,63 @@ def test_topk_puts_nan_first() -> None:
     assert np.isnan(exact(values)[:2]).all()
 
 
+@given(seed=st.integers(0, 10**6), k=st.integers(1, 20), levels=st.sampled_from([2, 50, 10**6]))
+@settings(max_examples=20, deadline=None)
+def test_topk_of_long_rows_orders_nan_infinities_zeros_and_ties(seed, k, levels) -> None:
+    generator = np.random.default_rng(seed)
+    x = generator.integers(-levels, levels, (4, 1000)).astype(np.float32)
+    for value in (np.nan, np.inf, -np.inf, -0.0):
+        x[generator.random(x.shape) < generator.choice([0, 0.002, 0.3])] = value
+    _, indices = ops.topk(mx.array(x), k=k)
+    order = np.argsort(np.where(np.isnan(x), -np.inf, -x), axis=-1, kind="stable")
+    nans_first = np.argsort(~np.isnan(np.take_along_axis(x, order, -1)), axis=-1, kind="stable")
+    np.testing.assert_array_equal(
+        np.array(indices), np.take_along_axis(order, nans_first, -1)[:, :k]
+    )
+
+
+LARGE = {mx.float32: (4100, 1024), mx.bfloat16: (8200, 1024)}  # more than 16 MiB
+
+
+@pytest.mark.parametrize("dtype", LARGE)
+def test_large_outputs_are_what_small_ones_are(dtype: mx.Dtype) -> None:
+    x = mx.random.normal(LARGE[dtype], key=mx.random.key(1)).astype(dtype)
+    both = mx.concatenate([x, x[::-1]], axis=-1)
+    weight = mx.random.normal(x.shape[-1:], key=mx.random.key(2)).astype(dtype)
+    indices = mx.random.permutation(x.shape[0], key=mx.random.key(3))
+    for function, rows in (
+        (ops.softmax, x),
+        (ops.log_softmax, x),
+        (ops.cumsum, x),
+        (ops.swiglu, both),
+        (lambda v: ops.rms_norm(v, weight), x),
+        (lambda v: ops.gather_add(x, indices[: v.shape[0]], v), x),
+    ):
+        whole = function(rows)
+        assert mx.array_equal(whole[:64], function(rows[:64]))
+        assert mx.array_equal(function(rows), whole)
+    key = mx.random.key(4)
+    # The gradient is the plain reference's, with its mask.
+    (dropped,), (mask,) = mx.vjp(lambda v: ops.dropout(v, 0.5, key), [x], [mx.ones_like(x)])
+    assert mx.array_equal(dropped, x * mask)
+    assert abs(mask.astype(mx.float32).mean().item() - 1) < 0.01
+
+
+def test_the_memory_of_a_large_result_is_not_given_away_while_it_is_used() -> None:
+    x = mx.random.normal(LARGE[mx.float32], key=mx.random.key(1))
+    first = ops.softmax(x)
+    view = first[1:3]
+    mx.eval(first, view)
+    before = np.array(view)
+    del first
+    others = [ops.cumsum(x) for _ in range(3)]
+    mx.eval(others)
+    np.testing.assert_array_equal(np.array(view), before)
+
+
 @pytest.mark.parametrize("scores", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("normalise", [False, True])
-def test_gating_weighs_the_best_experts(scores: str, normalise: bool) -> None:
+def test_gating_weighs_the_best_experts_with_a_bias(scores: str, normalise: bool) -> None:
     logits = mx.random.normal((16, 33), key=mx.random.key(1))
     bias = 0.3 * mx.random.normal((33,), key=mx.random.key(2))
     weights, indices = ops.moe_topk_gating(
@@ -159,6 +213,19 @@ def test_gating_weighs_the_best_experts(scores: str, normalise: bool) -> None:
     np.testing.assert_array_equal(np.array(indices), order)
     want = np.take_along_axis(score, order, -1)
     close(weights, 2.5 * (want / want.sum(-1, keepdims=True) if normalise else want))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("experts", [7, 33, 64, 128])
+def test_gating_by_softmax_alone(dtype: mx.Dtype, experts: int) -> None:
+    logits = mx.random.normal((16, experts), key=mx.random.key(1)).astype(dtype)
+    score = softmax(exact(logits))
+    for k in (1, 2, 7):
+        weights, indices = ops.moe_topk_gating(logits, k=k)
+        order = np.argsort(-score, axis=-1, kind="stable")[:, :k]
+        np.testing.assert_array_equal(np.array(indices), order)
+        want = np.take_along_axis(score, order, -1)
+        close(weights, want / want.sum(-1, keepdims=True))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

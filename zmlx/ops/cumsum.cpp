@@ -1,6 +1,11 @@
 // zmlx/ops/cumsum.cpp: running sums along each row.
+#include <limits>
+
 #include "mlx/ops.h"
 #include "zmlx/kernel/cpu/row_ops.h"
+#include "zmlx/kernel/cpu/stream.h"
+#include "zmlx/kernel/cuda/rows.h"
+#include "zmlx/kernel/cuda/weights.h"
 #include "zmlx/ops/check.h"
 
 namespace zmlx {
@@ -20,15 +25,29 @@ CpuKernel kernel(const Types&, const Types&, const Attrs&) {
   return {[](const Call& call, Member& member) {
     const Tensor& x = call.in[0];
     const int64_t n = x.shape()[-1];
-    const Range part = member.split(x.shape().rows());
-    const int64_t at = part.begin * n * static_cast<int64_t>(size_of(x.dtype()));
-    cpu::cumsum_rows(
-        x.dtype(),
-        x.as<std::byte>() + at,
-        part.end - part.begin,
-        n,
-        call.out[0].as<std::byte>() + at);
+    const int64_t width = n * static_cast<int64_t>(size_of(x.dtype()));
+    const bool past_cache = cpu::past_cache(call.out[0], width);
+    cpu::over_rows(member, x.shape().rows(), width, [&](Range part) {
+      cpu::cumsum_rows(
+          x.dtype(),
+          x.as<std::byte>() + part.begin * width,
+          part.end - part.begin,
+          n,
+          past_cache,
+          call.out[0].as<std::byte>() + part.begin * width);
+    });
   }};
+}
+
+cuda::Kernel cuda_kernel(const Types& in, const Types&, const Attrs&, const cuda::Device&) {
+  const Shape& x = in[0].shape;
+  if (x.size() == 0 || std::max(x.rows(), x[-1]) > std::numeric_limits<int32_t>::max()) {
+    return {};
+  }
+  auto launch =
+      cuda::warp_a_row("search.cuh", "cumsum<" + cuda::text_of(in[0].dtype) + ">", x.rows());
+  launch.arguments = {cuda::in(0), cuda::out(0), cuda::i32(x.rows()), cuda::i32(x[-1])};
+  return {{launch}, 0};
 }
 
 Case example(std::string name, mx::Shape shape) {
@@ -47,6 +66,7 @@ ZMLX_OP(cumsum)
     .types(types)
     .reference(reference)
     .cpu(kernel)
+    .cuda(cuda_kernel)
     .cases({
         example("row", {1, 1024}),
         example("rows", {37, 100}),

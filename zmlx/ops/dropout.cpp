@@ -1,9 +1,14 @@
 // zmlx/ops/dropout.cpp: elements dropped at random and the others scaled, in one pass; key and
 // probability are inputs.
 #include "zmlx/ops/dropout.h"
+
+#include <limits>
+
 #include "mlx/ops.h"
 #include "mlx/random.h"
 #include "zmlx/kernel/cpu/activate.h"
+#include "zmlx/kernel/cpu/stream.h"
+#include "zmlx/kernel/cuda/weights.h"
 #include "zmlx/ops/check.h"
 
 namespace zmlx {
@@ -52,17 +57,39 @@ CpuKernel kernel(const Types& in, const Types&, const Attrs&) {
     if (!(p >= 0 && p <= 1)) {
       fail(name, "p must be from 0 to 1 but got ", p, ".");
     }
-    const Range part = member.split(cpu::pair_count(n), 64);
-    cpu::dropout_pairs(
-        call.in[0].dtype(),
-        call.in[0].data,
-        call.in[1].as<uint32_t>(),
-        p,
-        n,
-        part.begin,
-        part.end,
-        call.out[0].data);
+    const int64_t pairs = cpu::pair_count(n);
+    const auto bytes = static_cast<int64_t>(size_of(call.in[0].dtype()));
+    const bool past_cache = cpu::past_cache(call.out[0], 1024 * bytes) && n * bytes % 128 == 0;
+    constexpr int64_t block = 64; // pairs, so that members share no line
+    cpu::over_rows(member, (pairs + block - 1) / block, 2 * block * bytes, [&](Range part) {
+      cpu::dropout_pairs(
+          call.in[0].dtype(),
+          call.in[0].data,
+          call.in[1].as<uint32_t>(),
+          p,
+          n,
+          part.begin * block,
+          std::min(part.end * block, pairs),
+          call.out[0].data,
+          past_cache);
+    });
   }};
+}
+
+cuda::Kernel cuda_kernel(const Types& in, const Types&, const Attrs&, const cuda::Device&) {
+  const int64_t n = in[0].shape.size();
+  if (n == 0 || n > std::numeric_limits<int32_t>::max()) {
+    return {};
+  }
+  // Pairs of a block: 256 threads with 16 bytes of each half.
+  const auto piece = static_cast<int64_t>(256 * 16 / size_of(in[0].dtype));
+  cuda::Launch launch;
+  launch.source = "elements.cuh";
+  launch.kernel = "dropout<" + cuda::text_of(in[0].dtype) + ">";
+  launch.grid[0] = static_cast<uint32_t>((cpu::pair_count(n) + piece - 1) / piece);
+  launch.block[0] = 256;
+  launch.arguments = {cuda::in(0), cuda::in(1), cuda::in(2), cuda::out(0), cuda::i32(n)};
+  return {{launch}, 0};
 }
 
 Case example(std::string label, mx::Shape shape, float p) {
@@ -87,6 +114,7 @@ ZMLX_OP(dropout)
     .reference(reference)
     .gradient(gradient)
     .cpu(kernel)
+    .cuda(cuda_kernel)
     .cases({
         example("half", {37, 512}, 0.5f),
         example("few", {3, 31}, 0.1f),

@@ -1,5 +1,7 @@
 // zmlx/ops/glu.cpp: gated linear units: one half of the last axis activated, times the other.
 #include "mlx/ops.h"
+#include "zmlx/kernel/cpu/stream.h"
+#include "zmlx/kernel/cpu/swiglu.h"
 #include "zmlx/ops/activations.h"
 #include "zmlx/ops/check.h"
 #include "zmlx/ops/formula.h"
@@ -63,6 +65,22 @@ CpuKernel kernel(const Types& in, const Types&, const Attrs& attrs) {
     const Tensor& x = call.in[0];
     const auto bytes = static_cast<int64_t>(size_of(x.dtype()));
     const int64_t width = call.out[0].shape()[-1] * bytes;
+    if (what == cpu::Activation::silu) {
+      const int64_t n = width / bytes;
+      const bool past_cache = cpu::past_cache(call.out[0], width);
+      return cpu::over_rows(member, x.shape().rows(), 2 * width, [&](Range part) {
+        const auto* gate = x.as<std::byte>() + 2 * part.begin * width;
+        cpu::swiglu_rows(
+            x.dtype(),
+            gate,
+            gate + width,
+            part.end - part.begin,
+            n,
+            2 * n,
+            past_cache,
+            call.out[0].as<std::byte>() + part.begin * width);
+      });
+    }
     const Range part = member.split(x.shape().rows());
     for (int64_t r = part.begin; r < part.end; ++r) {
       const auto* gate = x.as<std::byte>() + 2 * r * width;

@@ -8,13 +8,16 @@
 #include "zmlx/kernel/cpu/activate.h"
 #include "zmlx/kernel/cpu/row_ops.h"
 #include "zmlx/kernel/cpu/rows.h"
+#include "zmlx/kernel/cpu/top_k.h"
+#include "zmlx/kernel/cuda/rows.h"
+#include "zmlx/kernel/cuda/weights.h"
 #include "zmlx/ops/check.h"
 
 namespace zmlx {
 namespace {
 
 constexpr const char* name = "moe_topk_gating";
-constexpr int64_t most_experts = 1024;
+constexpr int64_t most_experts = cpu::most_softmax_top_k;
 
 struct Gating {
   int64_t k;
@@ -153,13 +156,25 @@ void run(const Gating& op, const Call& call, Member& member) {
   std::array<float, most_experts> keys;
   std::array<float, most_experts> weights;
   const Range part = member.split(logits.shape().rows());
+  if (!op.sigmoid && !bias && op.groups == 1) {
+    return cpu::softmax_top_k_rows(
+        dtype,
+        logits.as<std::byte>() + part.begin * experts * bytes,
+        part.end - part.begin,
+        experts,
+        op.k,
+        op.normalise,
+        op.scale,
+        call.out[0].as<std::byte>() + part.begin * op.k * bytes,
+        call.out[1].as<uint32_t>() + part.begin * op.k);
+  }
   for (int64_t r = part.begin; r < part.end; ++r) {
     cpu::load_row(dtype, logits.as<std::byte>() + r * experts * bytes, keys.data(), experts);
     if (op.sigmoid) {
       cpu::activate(
           cpu::Activation::sigmoid, Dtype::f32, nullptr, keys.data(), experts, scores.data());
     } else {
-      cpu::softmax_rows(Dtype::f32, keys.data(), 1, experts, 1, false, scores.data());
+      cpu::softmax_rows(Dtype::f32, keys.data(), 1, experts, 1, false, false, scores.data());
     }
     float* by = scores.data();
     if (bias) {
@@ -193,6 +208,32 @@ CpuKernel kernel(const Types& in, const Types&, const Attrs& attrs) {
     return {};
   }
   return {[op](const Call& call, Member& member) { run(op, call, member); }};
+}
+
+cuda::Kernel cuda_kernel(const Types& in, const Types&, const Attrs& attrs, const cuda::Device&) {
+  auto op = settings(attrs);
+  const Shape& logits = in[0].shape;
+  if (logits.size() == 0 || op.k > 32 || op.groups > 1 || logits[-1] > most_experts ||
+      logits.rows() > std::numeric_limits<int32_t>::max()) {
+    return {};
+  }
+  auto flag = [](bool value) { return value ? ", true" : ", false"; };
+  const bool biased = in.size() == 2;
+  auto launch = cuda::warp_a_row(
+      "search.cuh",
+      "gate_experts<" + cuda::text_of(in[0].dtype) + flag(op.sigmoid) + flag(biased) +
+          flag(op.normalise) + ">",
+      logits.rows());
+  launch.arguments = {
+      cuda::in(0),
+      cuda::in(biased ? 1 : 0),
+      cuda::out(0),
+      cuda::out(1),
+      cuda::i32(logits.rows()),
+      cuda::i32(logits[-1]),
+      cuda::i32(op.k),
+      cuda::f32(op.scale)};
+  return {{launch}, 0};
 }
 
 Case example(std::string label, mx::Shape shape, bool bias, Attrs attrs) {
@@ -238,6 +279,7 @@ ZMLX_OP(moe_topk_gating)
     .types(types)
     .reference(reference)
     .cpu(kernel)
+    .cuda(cuda_kernel)
     .cases({
         example("token", {1, 128}, false, gating(8, "softmax")),
         example("prompt", {37, 64}, false, gating(2, "softmax", 0)),

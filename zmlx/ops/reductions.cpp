@@ -1,6 +1,7 @@
 // zmlx/ops/reductions.cpp: one number a row: sum, mean, variance, max, min and others.
 #include "mlx/ops.h"
 #include "zmlx/kernel/cpu/row_ops.h"
+#include "zmlx/kernel/cpu/stream.h"
 #include "zmlx/ops/check.h"
 #include "zmlx/ops/formula.h"
 
@@ -122,15 +123,16 @@ void add(const Row& row) {
               const Tensor& x = call.in[0];
               const auto bytes = static_cast<int64_t>(size_of(x.dtype()));
               const int64_t n = x.shape()[-1];
-              const Range part = member.split(x.shape().rows());
-              cpu::reduce_rows(
-                  what,
-                  x.dtype(),
-                  x.as<std::byte>() + part.begin * n * bytes,
-                  part.end - part.begin,
-                  n,
-                  ddof,
-                  call.out[0].as<std::byte>() + part.begin * bytes);
+              cpu::over_rows(member, x.shape().rows(), n * bytes, [&](Range part) {
+                cpu::reduce_rows(
+                    what,
+                    x.dtype(),
+                    x.as<std::byte>() + part.begin * n * bytes,
+                    part.end - part.begin,
+                    n,
+                    ddof,
+                    call.out[0].as<std::byte>() + part.begin * bytes);
+              });
             }};
       })
       .cases({

@@ -7,38 +7,44 @@
 
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
-#include "zmlx/kernel/cpu/simd_math-inl.h"
+#include "zmlx/kernel/cpu/stream-inl.h"
+#include "zmlx/kernel/cpu/stream.h"
 #include "zmlx/ops/op.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace zmlx::HWY_NAMESPACE {
 
 template <typename T>
-void rms_norm_rows(const Call& call, float eps, Range rows) {
+HWY_FLATTEN void rms_norm_rows(const Call& call, float eps, bool past_cache, Range rows) {
   const size_t n = static_cast<size_t>(call.in[0].shape()[-1]);
   const T* weight = call.in.size() > 1 ? call.in[1].as<T>() : nullptr;
   for (int64_t row = rows.begin; row < rows.end; ++row) {
     const T* x = call.in[0].as<T>() + row * static_cast<int64_t>(n);
     T* out = call.out[0].as<T>() + row * static_cast<int64_t>(n);
     auto inverse = hn::Set(F32(), inverse_rms(x, n, eps));
-    for (size_t i = 0; i < n; i += lanes()) {
-      auto normal = round_to<T>(hn::Mul(load_some(x + i, n - i), inverse));
-      if (weight) {
-        normal = hn::Mul(normal, load_some(weight + i, n - i));
-      }
-      store_some(normal, out + i, n - i);
-    }
+    written(out, static_cast<int64_t>(n), past_cache, [&](T* to) HWY_ATTR {
+      over_vectors(static_cast<int64_t>(n), [&](int64_t i, size_t left) HWY_ATTR {
+        auto normal = round_result<T>(hn::Mul(load_some(x + i, left), inverse));
+        if (weight) {
+          normal = hn::Mul(normal, load_some(weight + i, left));
+        }
+        put(normal, to + i, left);
+      });
+    });
+  }
+  if (past_cache) {
+    hwy::FlushStream();
   }
 }
 
-void rms_norm_kernel(const Call& call, float eps, Range rows) {
+void rms_norm_kernel(const Call& call, float eps, bool past_cache, Range rows) {
   switch (call.in[0].dtype()) {
     case Dtype::f16:
-      return rms_norm_rows<hwy::float16_t>(call, eps, rows);
+      return rms_norm_rows<hwy::float16_t>(call, eps, past_cache, rows);
     case Dtype::bf16:
-      return rms_norm_rows<hwy::bfloat16_t>(call, eps, rows);
+      return rms_norm_rows<hwy::bfloat16_t>(call, eps, past_cache, rows);
     default:
-      return rms_norm_rows<float>(call, eps, rows);
+      return rms_norm_rows<float>(call, eps, past_cache, rows);
   }
 }
 
@@ -84,7 +90,12 @@ Arrays gradient(const Gradient& of) {
 CpuKernel kernel(const Types&, const Types&, const Attrs& attrs) {
   auto eps = static_cast<float>(attrs.real("eps"));
   return {[eps](const Call& call, Member& member) {
-    HWY_DYNAMIC_DISPATCH(rms_norm_kernel)(call, eps, member.split(call.in[0].shape().rows()));
+    const Type& x = call.in[0].type;
+    const int64_t width = x.shape[-1] * static_cast<int64_t>(size_of(x.dtype));
+    const bool past_cache = cpu::past_cache(call.out[0], width);
+    cpu::over_rows(member, x.shape.rows(), width, [&](Range rows) {
+      HWY_DYNAMIC_DISPATCH(rms_norm_kernel)(call, eps, past_cache, rows);
+    });
   }};
 }
 

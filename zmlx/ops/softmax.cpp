@@ -1,6 +1,7 @@
 // zmlx/ops/softmax.cpp: softmax of each row, and its logarithm.
 #include "mlx/ops.h"
 #include "zmlx/kernel/cpu/row_ops.h"
+#include "zmlx/kernel/cpu/stream.h"
 #include "zmlx/ops/check.h"
 #include "zmlx/ops/formula.h"
 
@@ -57,16 +58,19 @@ void add(const char* name, bool logarithm) {
         return {[logarithm, scale](const Call& call, Member& member) {
           const Tensor& x = call.in[0];
           const int64_t n = x.shape()[-1];
-          const Range part = member.split(x.shape().rows());
-          const int64_t at = part.begin * n * static_cast<int64_t>(size_of(x.dtype()));
-          cpu::softmax_rows(
-              x.dtype(),
-              x.as<std::byte>() + at,
-              part.end - part.begin,
-              n,
-              scale,
-              logarithm,
-              call.out[0].as<std::byte>() + at);
+          const int64_t width = n * static_cast<int64_t>(size_of(x.dtype()));
+          const bool past_cache = cpu::past_cache(call.out[0], width);
+          cpu::over_rows(member, x.shape().rows(), width, [&](Range part) {
+            cpu::softmax_rows(
+                x.dtype(),
+                x.as<std::byte>() + part.begin * width,
+                part.end - part.begin,
+                n,
+                scale,
+                logarithm,
+                past_cache,
+                call.out[0].as<std::byte>() + part.begin * width);
+          });
         }};
       })
       .cases({

@@ -1,7 +1,12 @@
 // zmlx/ops/topk.cpp: the k largest of each row and where they are.
+#include <limits>
+
 #include "mlx/ops.h"
 #include "mlx/transforms.h"
-#include "zmlx/kernel/cpu/row_ops.h"
+#include "zmlx/kernel/cpu/stream.h"
+#include "zmlx/kernel/cpu/top_k.h"
+#include "zmlx/kernel/cuda/rows.h"
+#include "zmlx/kernel/cuda/weights.h"
 #include "zmlx/ops/check.h"
 
 namespace zmlx {
@@ -46,16 +51,31 @@ CpuKernel kernel(const Types&, const Types&, const Attrs& attrs) {
     const Tensor& x = call.in[0];
     const auto bytes = static_cast<int64_t>(size_of(x.dtype()));
     const int64_t n = x.shape()[-1];
-    const Range part = member.split(x.shape().rows());
-    cpu::top_k_rows(
-        x.dtype(),
-        x.as<std::byte>() + part.begin * n * bytes,
-        part.end - part.begin,
-        n,
-        k,
-        call.out[0].as<std::byte>() + part.begin * k * bytes,
-        call.out[1].as<uint32_t>() + part.begin * k);
+    cpu::over_rows(member, x.shape().rows(), n * bytes, [&](Range part) {
+      cpu::top_k_rows(
+          x.dtype(),
+          x.as<std::byte>() + part.begin * n * bytes,
+          part.end - part.begin,
+          n,
+          k,
+          call.out[0].as<std::byte>() + part.begin * k * bytes,
+          call.out[1].as<uint32_t>() + part.begin * k);
+    });
   }};
+}
+
+cuda::Kernel cuda_kernel(const Types& in, const Types&, const Attrs& attrs, const cuda::Device&) {
+  const Shape& x = in[0].shape;
+  const int64_t k = attrs.integer("k");
+  // The kernel goes over the row once for each of the k.
+  if (x.size() == 0 || k > 32 || std::max(x.rows(), x[-1]) > std::numeric_limits<int32_t>::max()) {
+    return {};
+  }
+  auto launch =
+      cuda::warp_a_row("search.cuh", "top_k<" + cuda::text_of(in[0].dtype) + ">", x.rows());
+  launch.arguments = {
+      cuda::in(0), cuda::out(0), cuda::out(1), cuda::i32(x.rows()), cuda::i32(x[-1]), cuda::i32(k)};
+  return {{launch}, 0};
 }
 
 Case example(std::string label, mx::Shape shape, int64_t k) {
@@ -77,6 +97,7 @@ ZMLX_OP(topk)
     .types(types)
     .reference(reference)
     .cpu(kernel)
+    .cuda(cuda_kernel)
     .cases({
         example("five", {37, 512}, 5),
         example("one", {5, 1}, 1),

@@ -5,10 +5,19 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <cstdlib>
+#include <new>
 #include <vector>
 
 #include "zmlx/runtime/error.h"
 #include "zmlx/runtime/team.h"
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 namespace zmlx {
 namespace {
@@ -42,6 +51,24 @@ uint64_t sum(const uint64_t* values, Range range) {
   return total;
 }
 
+/// to = a, or a + b, without reading the lines that are written.
+void write_past_cache(const uint64_t* a, const uint64_t* b, uint64_t* to, Range range) {
+#if defined(__SSE2__)
+  auto load = [](const uint64_t* p) { return _mm_load_si128(reinterpret_cast<const __m128i*>(p)); };
+  for (int64_t i = range.begin; i < range.end; i += line) {
+    for (int64_t j = i; j < i + line; j += 2) {
+      const __m128i v = b ? _mm_add_epi64(load(a + j), load(b + j)) : load(a + j);
+      _mm_stream_si128(reinterpret_cast<__m128i*>(to + j), v);
+    }
+  }
+  _mm_sfence();
+#else
+  for (int64_t i = range.begin; i < range.end; ++i) {
+    to[i] = b ? a[i] + b[i] : a[i];
+  }
+#endif
+}
+
 } // namespace
 
 double read_bandwidth(size_t bytes, int repeats) {
@@ -64,6 +91,52 @@ double read_bandwidth(size_t bytes, int repeats) {
     fail("read_bandwidth", "memory gave back another sum than was written.");
   }
   return best;
+}
+
+Streams::Streams(size_t bytes)
+    : count_(static_cast<int64_t>(bytes / sizeof(uint64_t)) / (streams * line) * streams * line) {
+  check("Streams", "the arrays' size in blocks of 256 bytes", count_ > 0);
+  constexpr size_t huge_page = size_t{2} << 20;
+  const size_t size = static_cast<size_t>(count_) * sizeof(uint64_t);
+  for (auto& array : arrays_) {
+    array.reset(static_cast<uint64_t*>(
+        std::aligned_alloc(huge_page, (size + huge_page - 1) / huge_page * huge_page)));
+    if (!array) {
+      throw std::bad_alloc();
+    }
+  }
+#ifdef MADV_HUGEPAGE
+  // As MLX's arrays are, the sources are in small pages; as zmlx's are, the target is in huge ones.
+  madvise(arrays_[2].get(), size, MADV_HUGEPAGE);
+#endif
+  for (auto& array : arrays_) {
+    std::fill_n(array.get(), count_, uint64_t{1});
+  }
+}
+
+double Streams::seconds(int reads, bool write) {
+  if (reads < 1 || reads > 2) {
+    fail("Streams", "reads must be 1 or 2 but is ", reads, ".");
+  }
+  const uint64_t* a = arrays_[0].get();
+  const uint64_t* b = reads == 2 ? arrays_[1].get() : nullptr;
+  std::atomic<uint64_t> total{0}; // used, so that no pass can be left out
+  auto start = Clock::now();
+  Team::instance().run([&](Member& member) {
+    constexpr int64_t chunk = (256 << 10) / sizeof(uint64_t);
+    member.dynamic(count_, chunk, [&](Range range) {
+      if (write) {
+        write_past_cache(a, b, arrays_[2].get(), range);
+      } else {
+        total += sum(a, range) + (b ? sum(b, range) : 0);
+      }
+    });
+  });
+  const double seconds = seconds_since(start);
+  if (total != (write ? 0 : static_cast<uint64_t>(count_ * reads))) {
+    fail("Streams", "memory gave back another sum than was written.");
+  }
+  return seconds;
 }
 
 double launch_seconds(int repeats) {

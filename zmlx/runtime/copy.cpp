@@ -1,10 +1,6 @@
 // zmlx/runtime/copy.cpp: strided to row-contiguous, one innermost run at a time.
 #include "zmlx/runtime/copy.h"
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
 #include <algorithm>
 #include <cstdint>
 #include <vector>
@@ -16,20 +12,6 @@ namespace zmlx {
 
 Tensor tensor_of(const mx::array& a) {
   return {const_cast<char*>(a.data<char>()), type_of(a)};
-}
-
-void allocate(mx::array& out) {
-  out.set_data(mx::allocator::malloc(out.nbytes()));
-#ifdef MADV_HUGEPAGE
-  constexpr uintptr_t page = 4096;
-  constexpr size_t large = size_t{4} << 20;
-  if (out.nbytes() >= large) {
-    const auto begin = (reinterpret_cast<uintptr_t>(out.data<char>()) + page - 1) / page * page;
-    const auto end = (reinterpret_cast<uintptr_t>(out.data<char>()) + out.nbytes()) / page * page;
-    // Advice: where the system does not take it, the memory is as before.
-    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-  }
-#endif
 }
 
 void copy_packed(const mx::array& from, std::byte* to) {

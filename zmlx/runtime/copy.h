@@ -3,6 +3,7 @@
 
 #include "mlx/array.h"
 #include "mlx/backend/cpu/encoder.h"
+#include "zmlx/runtime/buffers.h"
 #include "zmlx/runtime/tensor.h"
 
 namespace zmlx {
@@ -11,10 +12,6 @@ namespace mx = mlx::core;
 
 /// What a kernel sees of an evaluated, row-contiguous array.
 Tensor tensor_of(const mx::array& a);
-
-/// Gives an output memory. Large outputs ask for huge pages: a fresh one would otherwise cost a
-/// fault for every 4 KiB, several times what its kernel takes.
-void allocate(mx::array& out);
 
 /// Copies an evaluated array of any strides into row-contiguous memory.
 void copy_packed(const mx::array& from, std::byte* to);

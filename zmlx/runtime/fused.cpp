@@ -12,6 +12,7 @@
 #include "mlx/transforms_impl.h"
 #include "zmlx/graph/capture.h"
 #include "zmlx/ops/formula.h"
+#include "zmlx/runtime/buffers.h"
 #include "zmlx/runtime/copy.h"
 #include "zmlx/runtime/cuda/apply.h"
 #include "zmlx/runtime/cuda/mlx_stream.h"
@@ -249,10 +250,12 @@ std::pair<Arrays, std::vector<int>> Fused::vmap(
   return {mx::detail::vmap_replace(inputs, in, out, axes, out_axes), out_axes};
 }
 
-} // namespace
-
-Arrays node(const Op& op, const Arrays& inputs, const Attrs& attrs, mx::StreamOrDevice s) {
-  auto types = op.types(types_of(inputs), attrs);
+Arrays node_of(
+    const Op& op,
+    const Types& types,
+    const Arrays& inputs,
+    const Attrs& attrs,
+    mx::StreamOrDevice s) {
   std::vector<mx::Shape> shapes;
   std::vector<mx::Dtype> dtypes;
   for (auto& type : types) {
@@ -263,12 +266,18 @@ Arrays node(const Op& op, const Arrays& inputs, const Attrs& attrs, mx::StreamOr
       std::move(shapes), dtypes, std::make_shared<Fused>(mx::to_stream(s), op, attrs), inputs);
 }
 
+} // namespace
+
+Arrays node(const Op& op, const Arrays& inputs, const Attrs& attrs, mx::StreamOrDevice s) {
+  return node_of(op, op.types(types_of(inputs), attrs), inputs, attrs, s);
+}
+
 Arrays apply(const Op& op, const Arrays& inputs, const Attrs& attrs, mx::StreamOrDevice s) {
   auto in = types_of(inputs);
   auto out = op.types(in, attrs);
   if (mx::to_stream(s).device == mx::Device::cpu) {
     bool has_kernel = op.cpu && op.cpu(in, out, attrs).run;
-    return has_kernel ? node(op, inputs, attrs, s) : op.reference(inputs, attrs);
+    return has_kernel ? node_of(op, out, inputs, attrs, s) : op.reference(inputs, attrs);
   }
   if (!metal_formula(op, in, attrs) && !cuda_kernel(op, in, out, attrs)) {
     return op.reference(inputs, attrs);

@@ -11,7 +11,7 @@
 
 #include "hwy/contrib/math/math-inl.h"
 #include "zmlx/kernel/cpu/activate.h"
-#include "zmlx/kernel/cpu/simd_math-inl.h"
+#include "zmlx/kernel/cpu/stream-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace zmlx::HWY_NAMESPACE {
@@ -192,52 +192,161 @@ void activate(
   kernels[static_cast<size_t>(f)](dtype, gate, x, n, out, parameter);
 }
 
-void add_row(Dtype dtype, const void* a, const void* b, int64_t n, void* out) {
-  with_element_type(dtype, [&]<typename T>(T) {
-    for (int64_t i = 0; i < n; i += static_cast<int64_t>(lanes())) {
-      const auto left = static_cast<size_t>(n - i);
-      const Floats x = load_some(static_cast<const T*>(a) + i, left);
-      const Floats y = load_some(static_cast<const T*>(b) + i, left);
-      store_some(hn::Add(x, y), static_cast<T*>(out) + i, left);
-    }
+template <typename T>
+HWY_FLATTEN void
+add_row_of(const T* a, const T* b, int64_t n, T* out, bool past_cache, const T* ahead) {
+  written(out, n, past_cache, [&](T* to) HWY_ATTR {
+    over_vectors(n, [&](int64_t i, size_t left) HWY_ATTR {
+      if (ahead) {
+        hwy::Prefetch(ahead + i);
+      }
+      put(hn::Add(load_some(a + i, left), load_some(b + i, left)), to + i, left);
+    });
   });
 }
 
-template <int distance>
-HWY_INLINE void mix(Words& a, Words& b) {
-  a = hn::Add(a, b);
-  b = hn::Xor(hn::RotateRight<32 - distance>(b), a);
+void add_row(
+    Dtype dtype,
+    const void* a,
+    const void* b,
+    int64_t n,
+    void* out,
+    bool past_cache,
+    const void* ahead) {
+  with_element_type(dtype, [&]<typename T>(T) {
+    add_row_of(
+        static_cast<const T*>(a),
+        static_cast<const T*>(b),
+        n,
+        static_cast<T*>(out),
+        past_cache,
+        static_cast<const T*>(ahead));
+  });
 }
 
-/// Threefry-2x32 with 20 rounds of the counters (a, b), in place.
-HWY_INLINE void threefry(uint32_t k0, uint32_t k1, Words& a, Words& b) {
+/// Every lane turned left by `distance` bits.
+template <int distance>
+HWY_INLINE Words turn(Words v) {
+#if HWY_TARGET == HWY_AVX2
+  // Whole bytes move in one instruction, other distances take three.
+  if constexpr (distance % 8 == 0) {
+    constexpr uint8_t first = 4 - distance / 8;
+    alignas(16) static constexpr uint8_t places[16] = {
+        first % 4,
+        (first + 1) % 4,
+        (first + 2) % 4,
+        (first + 3) % 4,
+        4 + first % 4,
+        4 + (first + 1) % 4,
+        4 + (first + 2) % 4,
+        4 + (first + 3) % 4,
+        8 + first % 4,
+        8 + (first + 1) % 4,
+        8 + (first + 2) % 4,
+        8 + (first + 3) % 4,
+        12 + first % 4,
+        12 + (first + 1) % 4,
+        12 + (first + 2) % 4,
+        12 + (first + 3) % 4};
+    const hn::Repartition<uint8_t, U32> d;
+    return hn::BitCast(U32(), hn::TableLookupBytes(hn::BitCast(d, v), hn::LoadDup128(d, places)));
+  }
+#endif
+  return hn::RotateRight<32 - distance>(v);
+}
+
+/// Threefry-2x32 with 20 rounds of `blocks` vectors of counters (a[j], b[j]), in place. They are
+/// independent, which hides that every instruction of one waits for the one before. `last` is added
+/// to the words.
+template <int blocks>
+HWY_INLINE void
+threefry(const uint32_t* key, uint32_t last, Words (&a)[blocks], Words (&b)[blocks]) {
   const U32 d;
-  const uint32_t keys[3] = {k0, k1, k0 ^ k1 ^ 0x1BD11BDAu};
-  a = hn::Add(a, hn::Set(d, keys[0]));
-  b = hn::Add(b, hn::Set(d, keys[1]));
+  const uint32_t keys[3] = {key[0], key[1], key[0] ^ key[1] ^ 0x1BD11BDAu};
+  auto add = [&](uint32_t to_a, uint32_t to_b) HWY_ATTR {
+    for (int j = 0; j < blocks; ++j) {
+      a[j] = hn::Add(a[j], hn::Set(d, to_a));
+      b[j] = hn::Add(b[j], hn::Set(d, to_b));
+    }
+  };
+  auto mix = [&]<int distance>() HWY_ATTR {
+    for (int j = 0; j < blocks; ++j) {
+      a[j] = hn::Add(a[j], b[j]);
+      b[j] = hn::Xor(turn<distance>(b[j]), a[j]);
+    }
+  };
+  add(keys[0], keys[1]);
   for (uint32_t i = 0; i < 5; ++i) {
     if (i % 2 == 0) {
-      mix<13>(a, b);
-      mix<15>(a, b);
-      mix<26>(a, b);
-      mix<6>(a, b);
+      mix.template operator()<13>();
+      mix.template operator()<15>();
+      mix.template operator()<26>();
+      mix.template operator()<6>();
     } else {
-      mix<17>(a, b);
-      mix<29>(a, b);
-      mix<16>(a, b);
-      mix<24>(a, b);
+      mix.template operator()<17>();
+      mix.template operator()<29>();
+      mix.template operator()<16>();
+      mix.template operator()<24>();
     }
-    a = hn::Add(a, hn::Set(d, keys[(i + 1) % 3]));
-    b = hn::Add(b, hn::Set(d, keys[(i + 2) % 3] + i + 1));
+    const uint32_t more = i == 4 ? last : 0;
+    add(keys[(i + 1) % 3] + more, keys[(i + 2) % 3] + i + 1 + more);
   }
 }
 
-/// x times scale where the word's upper 24 bits, as a fraction, are at least p.
-HWY_INLINE Floats keep(Floats x, Words word, Floats p, Floats scale) {
+/// The sign bit makes an order of signed numbers of one of unsigned.
+constexpr uint32_t sign_bit = 0x80000000u;
+
+/// x times scale where the word is not below the limit; both have their sign bit turned.
+HWY_INLINE Floats
+keep(Floats x, Words word, hn::Vec<hn::Rebind<int32_t, F32>> limit, Floats scale) {
   const hn::Rebind<int32_t, F32> di;
-  const Floats fraction =
-      hn::Mul(hn::ConvertTo(F32(), hn::BitCast(di, hn::ShiftRight<8>(word))), number(0x1p-24f));
-  return hn::IfThenElseZero(hn::Ge(fraction, p), hn::Mul(x, scale));
+  const auto dropped = hn::Gt(limit, hn::BitCast(di, word));
+  return hn::IfThenZeroElse(hn::RebindMask(F32(), dropped), hn::Mul(x, scale));
+}
+
+/// What a mask is made of: the key, the number of pairs, and from which word on elements are kept.
+struct Mask {
+  const uint32_t* key;
+  int64_t pairs;
+  int32_t limit;
+  float scale;
+};
+
+/// Pairs [first, first + count) of x, their first elements to `low`, their second ones to `high`.
+/// Word i comes from the counters (i, i + pairs).
+template <typename T>
+HWY_FLATTEN void
+dropout_block(const T* x, const Mask& mask, int64_t first, int64_t count, T* low, T* high) {
+  const auto step = static_cast<int64_t>(lanes());
+  const U32 d;
+  const auto limit = hn::Set(hn::Rebind<int32_t, F32>(), mask.limit);
+  const Floats scale = number(mask.scale);
+  x += first;
+  auto counters = [&](int64_t i, Words& a, Words& b) HWY_ATTR {
+    a = hn::Iota(d, static_cast<uint32_t>(first + i));
+    b = hn::Iota(d, static_cast<uint32_t>(first + i + mask.pairs));
+  };
+  auto write = [&](int64_t i, Words a, Words b, size_t left) HWY_ATTR {
+    put(keep(load_some(x + i, left), a, limit, scale), low + i, left);
+    put(keep(load_some(x + i + mask.pairs, left), b, limit, scale), high + i, left);
+  };
+  int64_t i = 0;
+  for (; i + 2 * step <= count; i += 2 * step) {
+    Words a[2];
+    Words b[2];
+    counters(i, a[0], b[0]);
+    counters(i + step, a[1], b[1]);
+    threefry<2>(mask.key, sign_bit, a, b);
+    write(i, a[0], b[0], lanes());
+    write(i + step, a[1], b[1], lanes());
+  }
+  for (; i < count; i += step) {
+    Words a[1];
+    Words b[1];
+    counters(i, a[0], b[0]);
+    threefry<1>(mask.key, sign_bit, a, b);
+    write(i, a[0], b[0], static_cast<size_t>(count - i));
+  }
 }
 
 void dropout_pairs(
@@ -248,32 +357,42 @@ void dropout_pairs(
     int64_t n,
     int64_t first,
     int64_t last,
-    void* out) {
-  // Word i comes from the counters (i, i + pairs); of an odd number the middle one is alone, with
-  // the counters (n / 2, 0).
+    void* out,
+    bool past_cache) {
   const int64_t pairs = cpu::pair_count(n);
-  const int64_t whole = n / 2;
-  const U32 d;
-  const Floats chance = number(p);
-  const Floats scale = number(1 / (1 - p));
+  // An element is kept when its word's upper 24 bits are at least p * 2^24.
+  const auto least = static_cast<uint32_t>(std::ceil(p * 0x1p24f)) << 8;
+  const Mask mask{key, pairs, static_cast<int32_t>(least ^ sign_bit), 1 / (1 - p)};
   with_element_type(dtype, [&]<typename T>(T) {
     auto* from = static_cast<const T*>(x);
     auto* to = static_cast<T*>(out);
-    for (int64_t i = first; i < std::min(last, whole); i += static_cast<int64_t>(lanes())) {
-      const auto left = static_cast<size_t>(std::min(last, whole) - i);
-      Words a = hn::Iota(d, static_cast<uint32_t>(i));
-      Words b = hn::Iota(d, static_cast<uint32_t>(i + pairs));
-      threefry(key[0], key[1], a, b);
-      store_some(keep(load_some(from + i, left), a, chance, scale), to + i, left);
-      store_some(keep(load_some(from + i + pairs, left), b, chance, scale), to + i + pairs, left);
+    if (p >= 1) {
+      // No word reaches 1.
+      std::fill(to + first, to + last, T());
+      std::fill(to + first + pairs, to + std::min(last + pairs, n), T());
+      return;
     }
-    if (whole < pairs && last == pairs && first < last) {
-      Words a = hn::Set(d, static_cast<uint32_t>(whole));
-      Words b = hn::Zero(d);
-      threefry(key[0], key[1], a, b);
-      store_n(keep(load_n(from + whole, 1), a, chance, scale), to + whole, 1);
+    constexpr int64_t block = 1024;
+    for (int64_t i = first; i < std::min(last, n / 2); i += block) {
+      const int64_t count = std::min(std::min(last, n / 2) - i, block);
+      written(to + i, count, past_cache, [&](T* low) HWY_ATTR {
+        written(to + i + pairs, count, past_cache, [&](T* high) HWY_ATTR {
+          dropout_block(from, mask, i, count, low, high);
+        });
+      });
+    }
+    if (n / 2 < pairs && last == pairs && first < last) {
+      // The middle one of an odd number is alone, with the counters (n / 2, 0).
+      Words a[1] = {hn::Set(U32(), static_cast<uint32_t>(n / 2))};
+      Words b[1] = {hn::Zero(U32())};
+      threefry<1>(key, sign_bit, a, b);
+      const auto limit = hn::Set(hn::Rebind<int32_t, F32>(), mask.limit);
+      put(keep(load_n(from + n / 2, 1), a[0], limit, number(mask.scale)), to + n / 2, 1);
     }
   });
+  if (past_cache) {
+    hwy::FlushStream();
+  }
 }
 
 } // namespace
@@ -300,8 +419,15 @@ void activate(
   HWY_DYNAMIC_DISPATCH(activate)(f, dtype, gate, x, n, out, parameter);
 }
 
-void add_row(Dtype dtype, const void* a, const void* b, int64_t n, void* out) {
-  HWY_DYNAMIC_DISPATCH(add_row)(dtype, a, b, n, out);
+void add_row(
+    Dtype dtype,
+    const void* a,
+    const void* b,
+    int64_t n,
+    void* out,
+    bool past_cache,
+    const void* ahead) {
+  HWY_DYNAMIC_DISPATCH(add_row)(dtype, a, b, n, out, past_cache, ahead);
 }
 
 void dropout_pairs(
@@ -312,8 +438,9 @@ void dropout_pairs(
     int64_t n,
     int64_t first,
     int64_t last,
-    void* out) {
-  HWY_DYNAMIC_DISPATCH(dropout_pairs)(dtype, x, key, p, n, first, last, out);
+    void* out,
+    bool past_cache) {
+  HWY_DYNAMIC_DISPATCH(dropout_pairs)(dtype, x, key, p, n, first, last, out, past_cache);
 }
 
 } // namespace cpu

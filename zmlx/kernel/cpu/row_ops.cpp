@@ -13,6 +13,7 @@
 
 #include "zmlx/kernel/cpu/row_fold-inl.h"
 #include "zmlx/kernel/cpu/row_ops.h"
+#include "zmlx/kernel/cpu/stream-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace zmlx::HWY_NAMESPACE {
@@ -94,45 +95,59 @@ void arg_rows(bool largest, Dtype dtype, const void* x, int64_t rows, int64_t n,
   });
 }
 
+struct Most {
+  HWY_INLINE Floats operator()(Floats a, Floats b) const {
+    return hn::Max(a, b);
+  }
+};
+struct Least {
+  HWY_INLINE Floats operator()(Floats a, Floats b) const {
+    return hn::Min(a, b);
+  }
+};
+
+/// What softmax takes off scale * x. A NaN may be passed over: the sum of exp is then NaN.
 template <typename T>
-void softmax_row(const T* x, int64_t n, float scale, bool logarithm, T* out) {
-  const auto step = static_cast<int64_t>(lanes());
-  const float largest = scale >= 0 ? row_max(x, n) : row_min(x, n);
-  const float shift = shift_of(scale * largest);
+HWY_INLINE float softmax_shift(const T* x, int64_t n, float scale) {
+  const float largest = scale >= 0 ? hn::GetLane(hn::MaxOfLanes(F32(), fold(x, n, -inf, Most())))
+                                   : hn::GetLane(hn::MinOfLanes(F32(), fold(x, n, inf, Least())));
+  return shift_of(scale * largest);
+}
+
+template <typename T>
+HWY_FLATTEN void softmax_row(const T* x, int64_t n, float scale, bool logarithm, T* out) {
+  const float shift = softmax_shift(x, n, scale);
   const Floats factor = hn::Set(F32(), scale);
   if (logarithm) {
     const Floats less = hn::Set(F32(), shift + std::log(row_exp_sum(x, n, scale, shift)));
-    for (int64_t i = 0; i < n; i += step) {
-      const auto left = static_cast<size_t>(n - i);
-      store_some(hn::MulSub(load_some(x + i, left), factor, less), out + i, left);
-    }
-    return;
+    return over_vectors(n, [&](int64_t i, size_t left) HWY_ATTR {
+      put(hn::MulSub(load_some(x + i, left), factor, less), out + i, left);
+    });
   }
   const Floats less = hn::Set(F32(), shift);
+  auto exps = [&](int64_t i, size_t left) HWY_ATTR {
+    return exp_for<T, true>(hn::MulSub(load_some(x + i, left), factor, less));
+  };
   if (n > kept_row) {
     const Floats part = hn::Set(F32(), 1 / row_exp_sum(x, n, scale, shift));
-    for (int64_t i = 0; i < n; i += step) {
-      const auto left = static_cast<size_t>(n - i);
-      const Floats e = exp(hn::MulSub(load_some(x + i, left), factor, less));
-      store_some(hn::Mul(e, part), out + i, left);
-    }
-    return;
+    return over_vectors(n, [&](int64_t i, size_t left) HWY_ATTR {
+      put(hn::Mul(exps(i, left), part), out + i, left);
+    });
   }
   HWY_ALIGN float row[kept_row + hn::MaxLanes(F32())];
   Floats total = hn::Zero(F32());
-  for (int64_t i = 0; i < n; i += step) {
-    const auto left = static_cast<size_t>(n - i);
-    Floats e = exp(hn::MulSub(load_some(x + i, left), factor, less));
-    if (HWY_UNLIKELY(left < lanes())) {
+  over_vectors(n, [&](int64_t i, size_t left) HWY_ATTR {
+    Floats e = exps(i, left);
+    if (left < lanes()) {
       e = hn::IfThenElseZero(hn::FirstN(F32(), left), e);
     }
     hn::Store(e, F32(), row + i);
     total = hn::Add(total, e);
-  }
+  });
   const Floats part = hn::Set(F32(), 1 / sum(total));
-  for (int64_t i = 0; i < n; i += step) {
-    store_some(hn::Mul(load(row + i), part), out + i, static_cast<size_t>(n - i));
-  }
+  over_vectors(n, [&](int64_t i, size_t left) HWY_ATTR {
+    put(hn::Mul(load(row + i), part), out + i, left);
+  });
 }
 
 void softmax_rows(
@@ -142,17 +157,29 @@ void softmax_rows(
     int64_t n,
     float scale,
     bool logarithm,
+    bool past_cache,
     void* out) {
   with_element(dtype, [&]<typename T>(T) {
-    for (int64_t r = 0; r < rows; ++r) {
-      softmax_row(
-          static_cast<const T*>(x) + r * n, n, scale, logarithm, static_cast<T*>(out) + r * n);
+    for (int64_t at = 0; at < rows * n; at += n) {
+      written(static_cast<T*>(out) + at, n, past_cache, [&](T* to) HWY_ATTR {
+        softmax_row(static_cast<const T*>(x) + at, n, scale, logarithm, to);
+      });
     }
   });
+  if (past_cache) {
+    hwy::FlushStream();
+  }
 }
 
 /// Sums within a vector from its first lane.
 HWY_INLINE Floats prefix_sums(Floats v) {
+#if HWY_TARGET == HWY_AVX2
+  // Within each half, then the lower half's last sum onto the upper half.
+  v = hn::Add(v, hn::ShiftLeftLanes<1>(F32(), v));
+  v = hn::Add(v, hn::ShiftLeftLanes<2>(F32(), v));
+  const Floats last = hn::Broadcast<3>(v);
+  return hn::Add(v, hn::ConcatLowerLower(F32(), last, hn::Zero(F32())));
+#else
   HWY_ALIGN float part[2 * hn::MaxLanes(F32())] = {};
   const size_t count = lanes();
   for (size_t shift = 1; shift < count; shift *= 2) {
@@ -160,81 +187,39 @@ HWY_INLINE Floats prefix_sums(Floats v) {
     v = hn::Add(v, hn::LoadU(F32(), part + count - shift));
   }
   return v;
+#endif
 }
 
-void cumsum_rows(Dtype dtype, const void* x, int64_t rows, int64_t n, void* out) {
-  with_element(dtype, [&]<typename T>(T) {
-    auto* from = static_cast<const T*>(x);
-    auto* to = static_cast<T*>(out);
-    const auto step = static_cast<int64_t>(lanes());
-    for (int64_t r = 0; r < rows; ++r, from += n, to += n) {
-      float before = 0;
-      for (int64_t i = 0; i < n; i += step) {
-        const auto left = static_cast<size_t>(n - i);
-        const Floats sums = hn::Add(prefix_sums(load_some(from + i, left)), hn::Set(F32(), before));
-        store_some(sums, to + i, left);
-        before = hn::ExtractLane(sums, lanes() - 1);
-      }
-    }
-  });
-}
-
-/// Whether a comes before b in descending order, NaN first.
-HWY_INLINE bool above(float a, float b) {
-  return std::isnan(a) ? !std::isnan(b) : a > b;
+/// The last lane in every lane.
+HWY_INLINE Floats last_lane(Floats v) {
+#if HWY_TARGET == HWY_AVX2
+  return hn::Broadcast<3>(hn::ConcatUpperUpper(F32(), v, v));
+#else
+  return hn::Set(F32(), hn::ExtractLane(v, lanes() - 1));
+#endif
 }
 
 template <typename T>
-void top_k_row(const T* x, int64_t n, int64_t k, float* best, uint32_t* index) {
-  const auto step = static_cast<int64_t>(lanes());
-  HWY_ALIGN float part[hn::MaxLanes(F32())];
-  int64_t held = 0;
-  for (int64_t i = 0; i < n; i += step) {
-    const auto left = static_cast<size_t>(n - i);
-    const Floats v = load_some(x + i, left);
-    if (held == k) {
-      const auto candidates = hn::Or(hn::Gt(v, hn::Set(F32(), best[k - 1])), hn::IsNaN(v));
-      if (HWY_LIKELY(hn::AllFalse(F32(), candidates))) {
-        continue;
-      }
-    }
-    hn::Store(v, F32(), part);
-    const int64_t count = std::min(step, n - i);
-    for (int64_t j = 0; j < count; ++j) {
-      const float value = part[j];
-      if (held == k && !above(value, best[k - 1])) {
-        continue;
-      }
-      int64_t at = held < k ? held++ : k - 1;
-      for (; at > 0 && above(value, best[at - 1]); --at) {
-        best[at] = best[at - 1];
-        index[at] = index[at - 1];
-      }
-      best[at] = value;
-      index[at] = static_cast<uint32_t>(i + j);
-    }
-  }
+HWY_FLATTEN void cumsum_row(const T* x, int64_t n, T* out) {
+  Floats before = hn::Zero(F32()); // all that is carried from vector to vector
+  over_vectors(n, [&](int64_t i, size_t left) HWY_ATTR {
+    const Floats sums = prefix_sums(load_some(x + i, left));
+    put(hn::Add(sums, before), out + i, left);
+    before = hn::Add(before, last_lane(sums));
+  });
 }
 
-void top_k_rows(
-    Dtype dtype,
-    const void* x,
-    int64_t rows,
-    int64_t n,
-    int64_t k,
-    void* values,
-    uint32_t* indices) {
+void cumsum_rows(Dtype dtype, const void* x, int64_t rows, int64_t n, bool past_cache, void* out) {
   with_element(dtype, [&]<typename T>(T) {
-    HWY_ALIGN float best[kept_row];
-    for (int64_t r = 0; r < rows; ++r) {
-      top_k_row(static_cast<const T*>(x) + r * n, n, k, best, indices + r * k);
-      auto* to = static_cast<T*>(values) + r * k;
-      for (int64_t i = 0; i < k; i += static_cast<int64_t>(lanes())) {
-        const auto left = static_cast<size_t>(k - i);
-        store_some(load_some(best + i, left), to + i, left);
-      }
+    for (int64_t at = 0; at < rows * n; at += n) {
+      written(static_cast<T*>(out) + at, n, past_cache, [&](T* to) HWY_ATTR {
+        cumsum_row(static_cast<const T*>(x) + at, n, to);
+      });
     }
   });
+  if (past_cache) {
+    hwy::FlushStream();
+  }
 }
 
 void layer_norm_rows(
@@ -281,7 +266,6 @@ HWY_EXPORT(reduce_rows);
 HWY_EXPORT(arg_rows);
 HWY_EXPORT(softmax_rows);
 HWY_EXPORT(cumsum_rows);
-HWY_EXPORT(top_k_rows);
 HWY_EXPORT(layer_norm_rows);
 
 namespace cpu {
@@ -308,23 +292,13 @@ void softmax_rows(
     int64_t n,
     float scale,
     bool logarithm,
+    bool past_cache,
     void* out) {
-  HWY_DYNAMIC_DISPATCH(softmax_rows)(dtype, x, rows, n, scale, logarithm, out);
+  HWY_DYNAMIC_DISPATCH(softmax_rows)(dtype, x, rows, n, scale, logarithm, past_cache, out);
 }
 
-void cumsum_rows(Dtype dtype, const void* x, int64_t rows, int64_t n, void* out) {
-  HWY_DYNAMIC_DISPATCH(cumsum_rows)(dtype, x, rows, n, out);
-}
-
-void top_k_rows(
-    Dtype dtype,
-    const void* x,
-    int64_t rows,
-    int64_t n,
-    int64_t k,
-    void* values,
-    uint32_t* indices) {
-  HWY_DYNAMIC_DISPATCH(top_k_rows)(dtype, x, rows, n, k, values, indices);
+void cumsum_rows(Dtype dtype, const void* x, int64_t rows, int64_t n, bool past_cache, void* out) {
+  HWY_DYNAMIC_DISPATCH(cumsum_rows)(dtype, x, rows, n, past_cache, out);
 }
 
 void layer_norm_rows(

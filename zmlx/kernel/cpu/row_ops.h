@@ -1,4 +1,4 @@
-// zmlx/kernel/cpu/row_ops.h: reductions, softmax, top-k, sums and norms along rows of f32, f16 or
+// zmlx/kernel/cpu/row_ops.h: reductions, softmax, running sums and norms along rows of f32, f16 or
 // bf16, computed in float32.
 #pragma once
 
@@ -24,7 +24,7 @@ void reduce_rows(
 /// Where each row has its largest or smallest element: the first NaN, else the lowest index.
 void arg_rows(bool largest, Dtype dtype, const void* x, int64_t rows, int64_t n, uint32_t* out);
 
-/// softmax(scale * x) of each row, or its logarithm.
+/// softmax(scale * x) of each row, or its logarithm. `past_cache`: see cpu::past_cache.
 void softmax_rows(
     Dtype dtype,
     const void* x,
@@ -32,21 +32,11 @@ void softmax_rows(
     int64_t n,
     float scale,
     bool logarithm,
+    bool past_cache,
     void* out);
 
 /// Sums from a row's begin to each element.
-void cumsum_rows(Dtype dtype, const void* x, int64_t rows, int64_t n, void* out);
-
-/// The k largest of each row, the largest first; of equal ones the lower index first; NaN is larger
-/// than any number.
-void top_k_rows(
-    Dtype dtype,
-    const void* x,
-    int64_t rows,
-    int64_t n,
-    int64_t k,
-    void* values,
-    uint32_t* indices);
+void cumsum_rows(Dtype dtype, const void* x, int64_t rows, int64_t n, bool past_cache, void* out);
 
 /// out[r] = (x[r] - mean) / sqrt(variance + eps) * weight + bias; weight and bias may be null.
 void layer_norm_rows(
