@@ -15,8 +15,8 @@ struct Binary {
 };
 
 /// Compiles instantiations of the templates in a file of zmlx/kernel/cuda (none: "") with `more`
-/// behind it, or takes them from the cache on disk. Throws std::runtime_error with the compiler's log, or when
-/// there is no compiler.
+/// behind it, or takes them from the cache on disk. Throws std::runtime_error with the compiler's
+/// log, or when there is no compiler.
 Binary compile(
     std::string_view file,
     const std::vector<std::string>& instantiations,
