@@ -78,7 +78,7 @@ class Caller {
     size_t given = 0;
     for (auto& parameter : op_.parameters) {
       PyObject* value =
-          kwargs.size() ? PyDict_GetItemString(kwargs.ptr(), parameter.name.c_str()) : nullptr;
+          kwargs.empty() ? nullptr : PyDict_GetItemString(kwargs.ptr(), parameter.name.c_str());
       if (!value) {
         if (!parameter.otherwise) {
           return nb::none();
