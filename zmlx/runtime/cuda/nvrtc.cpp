@@ -56,11 +56,24 @@ std::vector<std::string> candidates() {
   return paths;
 }
 
+/// NVRTC opens this library by name when it compiles, which a sanitizer's dlopen does not find
+/// beside it; one that is loaded already is found.
+void load_builtins_beside(const std::string& nvrtc) {
+  std::error_code ignored;
+  for (auto& file : fs::directory_iterator(fs::path(nvrtc).parent_path(), ignored)) {
+    if (file.path().filename().string().starts_with("libnvrtc-builtins.so")) {
+      dlopen(file.path().c_str(), RTLD_NOW | RTLD_LOCAL);
+    }
+  }
+}
+
 Nvrtc load() {
   Nvrtc n{};
   void* library = nullptr;
   for (auto& path : candidates()) {
-    library = library ? library : dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (!library && (library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL))) {
+      load_builtins_beside(path);
+    }
   }
   if (!library) {
     n.error = "NVRTC (libnvrtc.so.13 or .12) is not installed; pip install nvidia-cuda-nvrtc";
