@@ -12,6 +12,9 @@ set(zmlx_kernel_sources
   zmlx/kernel/cpu/matmul.cpp
   zmlx/kernel/cpu/matmul_avx2.cpp
   zmlx/kernel/cpu/matmul_avx512bf16.cpp
+  zmlx/kernel/cpu/matmul_int8.cpp
+  zmlx/kernel/cpu/matmul_int8_amx.cpp
+  zmlx/kernel/cpu/matmul_int8_avx512vnni.cpp
   zmlx/kernel/cpu/matmul_portable.cpp
   zmlx/kernel/cpu/rows.cpp)
 add_library(zmlx_kernels STATIC ${zmlx_kernel_sources} zmlx/runtime/cores.cpp zmlx/runtime/team.cpp zmlx/runtime/tensor.cpp)

@@ -74,5 +74,14 @@ TEST(InstructionSets, AreNamedAndAnUnknownOneIsRefused) {
   EXPECT_EQ(cpu::instruction_sets(), names);
 }
 
+TEST(InstructionSets, HaveOnlyTilesThatTheProcessorHas) {
+  std::ifstream file("/proc/cpuinfo");
+  const std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  const auto has = [&](const char* flag) { return text.find(flag) != std::string::npos; };
+  EXPECT_LE(cpu::tiles().int8, has("amx_int8"));
+  EXPECT_LE(cpu::tiles().bf16, has("amx_bf16"));
+  EXPECT_EQ(&cpu::tiles(), &cpu::tiles());
+}
+
 } // namespace
 } // namespace zmlx

@@ -8,6 +8,12 @@
 #include "hwy/highway.h"
 #include "zmlx/runtime/error.h"
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace zmlx::cpu {
 namespace {
 
@@ -69,6 +75,24 @@ void use_instruction_set(const std::string& name) {
 
 bool is_restricted() {
   return restricted;
+}
+
+const Tiles& tiles() {
+  static const Tiles found = [] {
+    Tiles tiles;
+#if defined(__x86_64__) && defined(__linux__)
+    constexpr long request_permission = 0x1023; // ARCH_REQ_XCOMP_PERM
+    constexpr long tile_data = 18; // XFEATURE_XTILEDATA
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 24 & 1) &&
+        syscall(SYS_arch_prctl, request_permission, tile_data) == 0) {
+      tiles.bf16 = d >> 22 & 1;
+      tiles.int8 = d >> 25 & 1;
+    }
+#endif
+    return tiles;
+  }();
+  return found;
 }
 
 } // namespace zmlx::cpu

@@ -17,4 +17,14 @@ void use_instruction_set(const std::string& name);
 /// Whether use_instruction_set() asked for something else than the best.
 bool is_restricted();
 
+/// Which of AMX's tile products this process may use.
+struct Tiles {
+  bool bf16 = false;
+  bool int8 = false;
+};
+
+/// Asks the system for the tile registers on the first call: they are off until a process wants
+/// them. All threads may use them from then on.
+const Tiles& tiles();
+
 } // namespace zmlx::cpu

@@ -12,6 +12,18 @@
 namespace zmlx::cpu {
 namespace {
 
+const MatmulKernels* pick_int8() {
+  if (is_restricted()) {
+    return portable_int8_matmul();
+  }
+  for (auto* kernels : {amx_int8_matmul(), vnni_int8_matmul()}) {
+    if (kernels) {
+      return kernels;
+    }
+  }
+  return portable_int8_matmul();
+}
+
 const MatmulKernels* pick(const MatmulShape& shape) {
   auto* portable = portable_matmul();
   if (is_restricted()) {
@@ -58,10 +70,10 @@ bool Matmul::supports(Dtype dtype, WeightFormat format, int64_t k) {
   return known && k % group == 0;
 }
 
-Matmul::Matmul(Dtype dtype, WeightFormat format, int64_t k)
+Matmul::Matmul(Dtype dtype, WeightFormat format, int64_t k, Activations activations)
     : dtype_(dtype), format_(format), k_(k) {
   MatmulShape shape{dtype, format, k};
-  kernels_ = pick(shape);
+  kernels_ = activations == Activations::int8 ? pick_int8() : pick(shape);
   prepared_bytes_ = kernels_->prepared_bytes(shape);
 }
 

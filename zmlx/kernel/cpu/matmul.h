@@ -16,6 +16,10 @@ namespace zmlx::cpu {
 /// e8m0 (mx) or e4m3 (nv).
 enum class Quantisation : uint8_t { affine, mxfp4, mxfp8, nvfp4 };
 
+/// How activations meet codes: as they are, or rounded to 8 bits first, a scale for each group of
+/// the weight (see int8.h).
+enum class Activations : uint8_t { exact, int8 };
+
 /// How a weight's elements are stored: codes of `bits` bits with a scale for each `group_size` of a
 /// row, or, with bits = 0, plainly in the activations' dtype.
 struct WeightFormat {
@@ -53,8 +57,12 @@ class Matmul {
   static bool supports(Dtype dtype, WeightFormat format, int64_t k);
 
   Matmul() = default;
-  /// Needs supports(dtype, format, k).
-  Matmul(Dtype dtype, WeightFormat format, int64_t k);
+  /// Needs supports(dtype, format, k), and fits_int8(format) for int8 activations.
+  Matmul(
+      Dtype dtype,
+      WeightFormat format,
+      int64_t k,
+      Activations activations = Activations::exact);
 
   Dtype dtype() const {
     return dtype_;
