@@ -1,6 +1,11 @@
 // tests/cpp/instruction_sets_test.cpp: every op on each instruction set that this CPU has, not just
 // the best.
 #include "zmlx/kernel/cpu/instruction_sets.h"
+
+#include <fstream>
+#include <iterator>
+#include <string>
+
 #include "op_testing.h"
 
 namespace zmlx {
