@@ -71,7 +71,7 @@ void matmul(benchmark::State& state, Dtype dtype, WeightFormat f, int64_t n, int
   }
   const Matrix& m = matrix(dtype, f, n, k);
   const Weight weight{m.codes.data(), m.scales.data(), m.biases.data()};
-  Matmul product(dtype, f, k);
+  Matmul product(dtype, f, k, Activations::exact, rows);
   const auto x = numbers(dtype, rows * k);
   std::vector<std::byte> scratch(prepare_scratch(product, rows) + 64);
   auto address = (reinterpret_cast<uintptr_t>(scratch.data()) + 63) & ~uintptr_t{63};

@@ -10,6 +10,7 @@ file(CREATE_LINK ${ZMLX_HIGHWAY_INCLUDE}/hwy ${PROJECT_BINARY_DIR}/headers/hwy S
 set(zmlx_kernel_sources
   zmlx/kernel/cpu/instruction_sets.cpp
   zmlx/kernel/cpu/matmul.cpp
+  zmlx/kernel/cpu/matmul_amx.cpp
   zmlx/kernel/cpu/matmul_avx2.cpp
   zmlx/kernel/cpu/matmul_avx512bf16.cpp
   zmlx/kernel/cpu/matmul_int8.cpp

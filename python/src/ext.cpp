@@ -219,6 +219,9 @@ NB_MODULE(_ext, m) {
     if (auto* bf16 = cpu::bf16_matmul()) {
       names.emplace_back(bf16->name);
     }
+    if (auto* amx = cpu::amx_bf16_matmul()) {
+      names.emplace_back(amx->name);
+    }
     return names;
   });
   m.def("why_no_cuda", [] { return cuda::why_not(); });

@@ -17,6 +17,9 @@ std::vector<const MatmulKernels*> kernels_for(const Problem& p) {
   if (bf16_matmul() && p.dtype == Dtype::bf16) {
     list.push_back(bf16_matmul());
   }
+  if (amx_bf16_matmul() && p.dtype == Dtype::bf16) {
+    list.push_back(amx_bf16_matmul());
+  }
   if (auto* int16 = int16_matmul({p.dtype, p.format, p.k})) {
     list.push_back(int16);
   }
@@ -160,6 +163,8 @@ TEST(Matmul, IsRightForAnyNumberOfOutputsAndManyGroups) {
     }
   }
   expect_right({Dtype::bf16, {}, 40, 2500, 14});
+  expect_right({Dtype::bf16, {4, 64}, 300, 640, 150});
+  expect_right({Dtype::bf16, {8, 32}, 33, 32 * 360, 3}); // more groups than sums at once
   expect_right({Dtype::f32, {}, 9, 5000, 3});
 }
 
@@ -188,7 +193,7 @@ TEST(Matmul, GivesAnOutputTheSameBitsWhereverTheBlockBegins) {
 
 TEST(Matmul, FollowsAnIndexOfRows) {
   for (auto dtype : dtypes) {
-    for (int64_t m : {2, 9}) {
+    for (int64_t m : {2, 9, 300}) {
       Problem p(dtype, {8, 32}, 21, 96, m);
       std::vector<uint32_t> reversed;
       for (int64_t i = m; i-- > 0;) {
@@ -214,7 +219,7 @@ TEST(Matmul, LetsNanAndInfinityThrough) {
   for (auto dtype : dtypes) {
     for (int bits : {0, 3, 4, 8}) {
       for (float bad : {std::numeric_limits<float>::quiet_NaN(), INFINITY, -INFINITY}) {
-        for (int64_t m : {1, 2, 7}) {
+        for (int64_t m : {1, 2, 7, 18}) {
           Problem p(dtype, {bits, bits ? 32 : 0}, 9, 160, m);
           put(dtype, bad, &p.x[static_cast<size_t>((m - 1) * p.k + 77) * size_of(dtype)]);
           for (auto* kernels : kernels_for(p)) {
@@ -230,6 +235,56 @@ TEST(Matmul, LetsNanAndInfinityThrough) {
       }
     }
   }
+}
+
+TEST(Matmul, TakesScalesPastBf16WithManyRows) {
+  // One scale of a panel is so large or small that it cannot be multiplied into codes of bf16.
+  for (auto format : {float_formats[0], float_formats[1]}) {
+    for (int byte : {1, 5, 243, 246}) {
+      Problem p(Dtype::bf16, format, 40, 640, 20);
+      p.scales[23] = static_cast<std::byte>(byte);
+      for (size_t i = 0; i < p.x.size(); i += 2) { // so small that sums stay finite
+        put(p.dtype, std::ldexp(value_of(p.dtype, &p.x[i]), -30), &p.x[i]);
+      }
+      p.compute();
+      for (auto* kernels : kernels_for(p)) {
+        const auto got = p.run(*kernels);
+        for (size_t i = 0; i < got.size(); ++i) {
+          EXPECT_NEAR(got[i], p.want[i], bound(p, *kernels, i)) << kernels->name << ' ' << byte;
+        }
+      }
+    }
+  }
+}
+
+TEST(Matmul, UsesTilesOnEveryThreadAndGivesThemBack) {
+  if (!amx_bf16_matmul()) {
+    GTEST_SKIP() << "this CPU, build or system has no AMX";
+  }
+#ifdef __x86_64__
+  const Problem p(Dtype::bf16, {4, 64}, 96, 512, 70);
+  const auto want = p.run(*amx_bf16_matmul());
+  Team team(3);
+  team.run([&](Member&) {
+    for (int repeat = 0; repeat < 20; ++repeat) {
+      EXPECT_EQ(p.run(*amx_bf16_matmul()), want);
+    }
+    uint32_t in_use = 0, rest = 0;
+    asm volatile("xgetbv" : "=a"(in_use), "=d"(rest) : "c"(1));
+    EXPECT_EQ(in_use >> 17 & 3, 0u) << "tiles are left configured";
+  });
+#endif
+}
+
+TEST(Matmul, TakesTilesForManyRowsOfBf16Alone) {
+  if (!amx_bf16_matmul()) {
+    GTEST_SKIP() << "this CPU, build or system has no AMX";
+  }
+  const auto rows_of_a_block = [&](Dtype dtype, int64_t rows) {
+    return Matmul(dtype, {4, 64}, 512, Activations::exact, rows).block(512).rows;
+  };
+  EXPECT_GT(rows_of_a_block(Dtype::bf16, 512), rows_of_a_block(Dtype::bf16, 1));
+  EXPECT_EQ(rows_of_a_block(Dtype::f32, 512), rows_of_a_block(Dtype::f32, 1));
 }
 
 TEST(Matmul, SaysWhichFormatsItHas) {

@@ -228,7 +228,7 @@ struct Problem {
 };
 
 inline constexpr Dtype dtypes[] = {Dtype::f32, Dtype::f16, Dtype::bf16};
-inline constexpr int64_t row_counts[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 13, 33};
+inline constexpr int64_t row_counts[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 13, 16, 17, 33};
 inline constexpr WeightFormat float_formats[] = {
     {4, 32, Quantisation::mxfp4},
     {8, 32, Quantisation::mxfp8},

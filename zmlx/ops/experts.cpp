@@ -11,6 +11,7 @@ namespace zmlx {
 namespace {
 
 constexpr int64_t buffer_floats = 8192;
+constexpr int64_t sum_outputs = 64; // that a member adds up at once
 
 int64_t expert_at(const Pairs& all, const uint32_t* indices, int64_t pair) {
   const int64_t expert = indices[pair];
@@ -110,8 +111,8 @@ void combine(
   const Tensor& weights = call.in[op.weights];
   const auto weight_size = static_cast<int64_t>(size_of(weights.dtype()));
   const auto down = weight_at(call, op.down, op.kind);
-  alignas(64) float block[buffer_floats];
-  const int64_t step = std::min(buffer_floats / n, cpu::block_rows);
+  alignas(64) float block[cpu::block_floats];
+  const int64_t step = std::min(cpu::block_floats / n, op.matmul.block(cpu::block_floats).rows);
   for (int64_t t = 0; t < pairs.tokens; ++t) {
     std::fill_n(sums + t * ld, n, 0.0f);
   }
@@ -200,10 +201,11 @@ void ExpertGate::run(
     member.barrier();
     return;
   }
-  const int64_t blocks = (inner + cpu::block_outputs - 1) / cpu::block_outputs;
+  const int64_t width = matmul.block(1).outputs;
+  const int64_t blocks = (inner + width - 1) / width;
   member.dynamic(s.count * blocks, 1, [&](Range unit) {
-    const int64_t j = unit.begin % blocks * cpu::block_outputs;
-    const Range part{j, std::min(j + cpu::block_outputs, inner)};
+    const int64_t j = unit.begin % blocks * width;
+    const Range part{j, std::min(j + width, inner)};
     gate_segment(*this, call, s, x, s.segments[unit.begin / blocks], part, to);
   });
 }
@@ -230,7 +232,7 @@ void ExpertSum::run(
     return;
   }
   auto* sums = reinterpret_cast<float*>(scratch);
-  member.dynamic(width, cpu::block_outputs, [&](Range j) {
+  member.dynamic(width, sum_outputs, [&](Range j) {
     combine(*this, call, pairs, s, hidden, j, sums + j.begin, width);
   });
 }

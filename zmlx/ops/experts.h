@@ -2,6 +2,8 @@
 // and one of its experts.
 #pragma once
 
+#include <algorithm>
+
 #include "zmlx/kernel/cpu/matmul.h"
 #include "zmlx/ops/weight.h"
 
@@ -41,6 +43,10 @@ struct Pairs {
 
   int64_t count() const {
     return tokens * chosen;
+  }
+  /// Pairs of an expert, on average.
+  int64_t rows_of_an_expert() const {
+    return count() / std::max<int64_t>(experts, 1);
   }
   bool are_few() const {
     return count() <= few;

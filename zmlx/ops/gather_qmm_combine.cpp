@@ -84,7 +84,8 @@ CpuKernel kernel(const Types& in, const Types& out, const Attrs& attrs) {
       pairs.count() > std::numeric_limits<int32_t>::max()) {
     return {};
   }
-  const cpu::Matmul matmul(dtype, op.kind.format, k);
+  const cpu::Matmul matmul(
+      dtype, op.kind.format, k, cpu::Activations::exact, pairs.rows_of_an_expert());
   const ExpertSum sum{matmul, op.kind, 3, 2, out[0].shape[-1], op.residual, false};
   const size_t sort_at = (cpu::prepare_scratch(matmul, pairs.count()) + 63) / 64 * 64;
   const size_t sums_at = sort_at + (pairs.scratch() + 63) / 64 * 64;

@@ -69,7 +69,8 @@ CpuKernel kernel(const Types& in, const Types&, const Attrs& attrs) {
       pairs.count() > std::numeric_limits<int32_t>::max()) {
     return {};
   }
-  const cpu::Matmul matmul(dtype, op.kind.format, k);
+  const cpu::Matmul matmul(
+      dtype, op.kind.format, k, cpu::Activations::exact, pairs.rows_of_an_expert());
   const ExpertGate experts{matmul, op.kind, op.weight(0), op.weight(1), gate[1], false, false};
   const size_t sort_at = (cpu::prepare_scratch(matmul, pairs.tokens) + 63) / 64 * 64;
   auto run = [pairs, experts, sort_at](const Call& call, Member& member) {

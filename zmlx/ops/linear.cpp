@@ -172,7 +172,7 @@ CpuKernel kernel(const Types& in, const Types&, const Attrs& attrs) {
   if (!cpu::Matmul::supports(in[0].dtype, op.kind.format, x[-1])) {
     return {};
   }
-  cpu::Matmul matmul(in[0].dtype, op.kind.format, x[-1]);
+  cpu::Matmul matmul(in[0].dtype, op.kind.format, x[-1], cpu::Activations::exact, x.rows());
   return {
       [op, matmul](const Call& call, Member& member) { run(op, matmul, call, member); },
       cpu::prepare_scratch(matmul, x.rows())};

@@ -181,7 +181,11 @@ CpuKernel kernel(const Types& in, const Types&, const Attrs& attrs) {
       !cpu::Matmul::supports(dtype, op.kind.format, inner)) {
     return {};
   }
-  Kernel run{op, {dtype, op.kind.format, x[-1]}, {dtype, op.kind.format, inner}};
+  const auto exact = cpu::Activations::exact;
+  Kernel run{
+      op,
+      {dtype, op.kind.format, x[-1], exact, x.rows()},
+      {dtype, op.kind.format, inner, exact, x.rows()}};
   const size_t hidden = static_cast<size_t>(x.rows() * inner) * size_of(dtype);
   run.hidden_at = cpu::prepare_scratch(run.in, x.rows());
   run.prepared_at = run.hidden_at + (hidden + 63) / 64 * 64;

@@ -138,10 +138,13 @@ CpuKernel kernel(const Types& in, const Types& out, const Attrs& attrs) {
       tokens * chosen > std::numeric_limits<int32_t>::max()) {
     return {};
   }
-  const cpu::Matmul in_matmul(dtype, op.kind.format, in[0].shape[-1]);
-  const cpu::Matmul out_matmul(dtype, op.kind.format, gate[1]);
+  const Pairs pairs{name, tokens, chosen, gate[0]};
+  const auto exact = cpu::Activations::exact;
+  const int64_t rows = pairs.rows_of_an_expert();
+  const cpu::Matmul in_matmul(dtype, op.kind.format, in[0].shape[-1], exact, rows);
+  const cpu::Matmul out_matmul(dtype, op.kind.format, gate[1], exact, rows);
   Kernel run{
-      {name, tokens, chosen, gate[0]},
+      pairs,
       {in_matmul, op.kind, op.weight(0), op.weight(1), gate[1], op.exact, true},
       {out_matmul, op.kind, op.weight(2), 2, out[0].shape[-1], op.residual, op.exact}};
   run.lay_out();

@@ -280,7 +280,7 @@ CpuKernel kernel(const Types& in, const Types&, const Attrs& attrs) {
   if (op.k > max_chosen || !cpu::Matmul::supports(in[0].dtype, op.kind.format, x[-1])) {
     return {};
   }
-  cpu::Matmul matmul(in[0].dtype, op.kind.format, x[-1]);
+  cpu::Matmul matmul(in[0].dtype, op.kind.format, x[-1], cpu::Activations::exact, x.rows());
   const int64_t experts = in[router_at(op)].shape[0];
   const size_t logits = static_cast<size_t>(x.rows() * padded(experts)) * sizeof(float);
   return {

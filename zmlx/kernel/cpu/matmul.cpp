@@ -24,10 +24,13 @@ const MatmulKernels* pick_int8() {
   return portable_int8_matmul();
 }
 
-const MatmulKernels* pick(const MatmulShape& shape) {
+const MatmulKernels* pick(const MatmulShape& shape, int64_t rows) {
   auto* portable = portable_matmul();
   if (is_restricted()) {
     return portable;
+  }
+  if (auto* amx = amx_bf16_matmul(); amx && shape.dtype == Dtype::bf16 && rows >= tiled_rows) {
+    return amx;
   }
   if (auto* bf16 = bf16_matmul(); bf16 && shape.dtype == Dtype::bf16) {
     return bf16;
@@ -70,10 +73,10 @@ bool Matmul::supports(Dtype dtype, WeightFormat format, int64_t k) {
   return known && k % group == 0;
 }
 
-Matmul::Matmul(Dtype dtype, WeightFormat format, int64_t k, Activations activations)
+Matmul::Matmul(Dtype dtype, WeightFormat format, int64_t k, Activations activations, int64_t rows)
     : dtype_(dtype), format_(format), k_(k) {
   MatmulShape shape{dtype, format, k};
-  kernels_ = activations == Activations::int8 ? pick_int8() : pick(shape);
+  kernels_ = activations == Activations::int8 ? pick_int8() : pick(shape, rows);
   prepared_bytes_ = kernels_->prepared_bytes(shape);
 }
 
@@ -84,6 +87,16 @@ void Matmul::prepare(const void* x, std::byte* to) const {
 void Matmul::run(const Weight& weight, Range outputs, const Rows& rows, float* out, int64_t ld)
     const {
   kernels_->run({dtype_, format_, k_}, weight, outputs, rows, prepared_bytes_, out, ld);
+}
+
+Matmul::Block Matmul::block(int64_t rows) const {
+  constexpr int64_t narrow = 64;
+  constexpr int64_t low = 128;
+  if (!kernels_->large_blocks) {
+    return {narrow, low};
+  }
+  return rows > low ? Block{narrow, block_floats / narrow}
+                    : Block{block_outputs, block_floats / block_outputs};
 }
 
 Weight Matmul::expert(const Weight& stack, int64_t e, int64_t n) const {

@@ -57,12 +57,14 @@ class Matmul {
   static bool supports(Dtype dtype, WeightFormat format, int64_t k);
 
   Matmul() = default;
-  /// Needs supports(dtype, format, k), and fits_int8(format) for int8 activations.
+  /// Needs supports(dtype, format, k), and fits_int8(format) for int8 activations. `rows` is how
+  /// many there are as a rule: some kernels are for many. Any number is right with any of them.
   Matmul(
       Dtype dtype,
       WeightFormat format,
       int64_t k,
-      Activations activations = Activations::exact);
+      Activations activations = Activations::exact,
+      int64_t rows = 1);
 
   Dtype dtype() const {
     return dtype_;
@@ -84,6 +86,13 @@ class Matmul {
   /// in `outputs`. The value depends on the number of rows given at once, never on where `outputs`
   /// begins or ends.
   void run(const Weight& weight, Range outputs, const Rows& rows, float* out, int64_t ld) const;
+
+  /// How much of `rows` rows' output is best computed at once.
+  struct Block {
+    int64_t outputs;
+    int64_t rows;
+  };
+  Block block(int64_t rows) const;
 
   /// The same weight's expert `e`, when `weight` is a stack of n-row matrices.
   Weight expert(const Weight& stack, int64_t e, int64_t n) const;
@@ -126,16 +135,18 @@ Rows prepare_rows(
     Member& member,
     void* normalised = nullptr);
 
-/// Extent of one block that for_blocks hands out.
-inline constexpr int64_t block_outputs = 64;
-inline constexpr int64_t block_rows = 128;
+/// The most outputs, and numbers, of one block that for_blocks hands out.
+inline constexpr int64_t block_outputs = 256;
+inline constexpr int64_t block_floats = 32768;
 
 /// Up to so many rows use weights as they are decoded; for more, 32 weight rows are decoded first.
 inline constexpr int64_t few_rows = 10;
+/// From so many on tiles do that faster.
+inline constexpr int64_t tiled_rows = 4;
 
 /// Where work on `rows` rows may be cut among members.
 inline int64_t split_grain(int64_t rows) {
-  return rows > few_rows ? 32 : 8;
+  return rows >= tiled_rows ? 32 : 8;
 }
 
 /// Rows [first, first + count).
@@ -159,13 +170,14 @@ void for_blocks_in(
     Range outputs,
     const Rows& rows,
     F&& f) {
-  alignas(64) float block[block_outputs * block_rows];
-  for (int64_t j = outputs.begin; j < outputs.end; j += block_outputs) {
-    const Range part{j, std::min(j + block_outputs, outputs.end)};
-    for (int64_t i = 0; i < rows.count; i += block_rows) {
-      const int64_t count = std::min(rows.count - i, block_rows);
-      matmul.run(weight, part, rows_from(matmul, rows, i, count), block, block_outputs);
-      f(part, i, count, block, block_outputs);
+  alignas(64) float block[block_floats];
+  const auto [width, height] = matmul.block(rows.count);
+  for (int64_t j = outputs.begin; j < outputs.end; j += width) {
+    const Range part{j, std::min(j + width, outputs.end)};
+    for (int64_t i = 0; i < rows.count; i += height) {
+      const int64_t count = std::min(rows.count - i, height);
+      matmul.run(weight, part, rows_from(matmul, rows, i, count), block, width);
+      f(part, i, count, block, width);
     }
   }
 }
@@ -180,7 +192,7 @@ void for_pairs_in(
     Range outputs,
     const Rows& rows,
     F&& f) {
-  alignas(64) float block[block_outputs * block_rows];
+  alignas(64) float block[block_floats];
   for_blocks_in(
       matmul,
       first,

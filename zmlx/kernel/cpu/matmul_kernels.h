@@ -74,6 +74,7 @@ struct MatmulKernels {
       size_t row_bytes,
       float* out,
       int64_t ld);
+  bool large_blocks = false; // many rows share what one run does to weights
 };
 
 /// Float32 arithmetic on any CPU, for every format and dtype; the best instruction set that Highway
@@ -84,6 +85,9 @@ std::vector<const MatmulKernels*> portable_matmuls();
 /// bf16 dot products, for bf16 activations and every weight format; nullptr where the CPU or the
 /// build has none.
 const MatmulKernels* bf16_matmul();
+/// The same by AMX's tiles: panels of decoded weights for any number of rows, so not for the
+/// fewest.
+const MatmulKernels* amx_bf16_matmul();
 /// AVX2's products of 16-bit integers, for bf16 and f16 activations and codes that are integers, or
 /// half integers; nullptr for other shapes, and where the CPU or the build has none.
 const MatmulKernels* int16_matmul(const MatmulShape& shape);
