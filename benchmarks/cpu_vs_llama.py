@@ -7,7 +7,8 @@
     python benchmarks/cpu_vs_llama.py --model small --threads 1 2 --json OUT --append
 
 The second command adds its rounds to those in OUT, so that a comparison may be made of short
-pieces; `--prompts` or `--depths` without a number leave that part out.
+pieces; `--prompts` or `--depths` without a number leave that part out. `--activations int8` patches
+with 8-bit activations, as llama.cpp's own are.
 
 llama.cpp comes from the source distribution of llama-cpp-python, built for this machine, and runs
 with repacked weights in huge pages, its fastest setting. Its Q4_0 weights take 4.5 bits each, as do
@@ -205,6 +206,7 @@ def run_zmlx(folder: Path, threads: int, work: argparse.Namespace) -> dict[str, 
         "prompts": work.prompts,
         "depths": work.depths,
         "tokens": work.tokens,
+        "activations": work.activations,
     }
     output = subprocess.run(
         [sys.executable, __file__, "--worker", json.dumps(settings)],
@@ -225,7 +227,7 @@ def worker(settings: dict[str, Any]) -> dict[str, Any]:
 
     mx.set_default_device(mx.cpu)
     model, _ = mlx_lm.load(settings["folder"])[:2]
-    patch(model)
+    patch(model, activations=settings["activations"])
     vocabulary = model.args.vocab_size
     rates = {}
 
@@ -283,6 +285,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, nargs="*", default=[128, 512, 2048])
     parser.add_argument("--depths", type=int, nargs="*", default=[0, 512, 4096])
     parser.add_argument("--tokens", type=int, default=64, help="tokens a decode run")
+    parser.add_argument("--activations", choices=["exact", "int8"], default="exact")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--work-folder", type=Path, default=Path("build/llama"))
     parser.add_argument("--json", type=Path, help="where to write the result")
@@ -310,14 +313,16 @@ def main() -> None:
         "commit": machine.commit(),
         "model": options.model,
         "layers": options.layers,
+        "activations": options.activations,
         "unit": "tokens a second",
         "threads": {},
     }
     if options.append and options.json and options.json.exists():
         before = json.loads(options.json.read_text())
-        for name in ("model", "layers"):
-            if before[name] != result[name]:
-                raise SystemExit(f"{options.json} has another {name}: {before[name]}.")
+        for name, otherwise in (("model", None), ("layers", None), ("activations", "exact")):
+            value = before.get(name, otherwise)
+            if value != result[name]:
+                raise SystemExit(f"{options.json} has another {name}: {value}.")
         result["commands"] = before["commands"]
         if command not in before["commands"]:
             result["commands"] = [*before["commands"], command]

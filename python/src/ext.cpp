@@ -115,11 +115,13 @@ class Caller {
 RewriteOptions options_of(
     const std::vector<std::string>& include,
     const std::vector<std::string>& exclude,
-    bool exact) {
+    bool exact,
+    const std::string& activations) {
   RewriteOptions options;
   options.include = include;
   options.exclude = exclude;
   options.exact = exact;
+  options.activations = activations;
   return options;
 }
 
@@ -208,11 +210,15 @@ NB_MODULE(_ext, m) {
       [](std::function<Arrays(const Arrays&)> fn,
          const std::vector<std::string>& include,
          const std::vector<std::string>& exclude,
-         bool exact) { return compile(std::move(fn), options_of(include, exclude, exact)); },
+         bool exact,
+         const std::string& activations) {
+        return compile(std::move(fn), options_of(include, exclude, exact, activations));
+      },
       "fn"_a,
       "include"_a = std::vector<std::string>(),
       "exclude"_a = std::vector<std::string>(),
-      "exact"_a = false);
+      "exact"_a = false,
+      "activations"_a = "exact");
   m.def("num_threads", [] { return Team::instance().size(); });
   m.def("cpu_kernels", [] {
     std::vector<std::string> names{cpu::portable_matmul()->name};
@@ -246,6 +252,8 @@ NB_MODULE(_ext, m) {
 
   nb::class_<RewriteReport>(m, "RewriteReport")
       .def_ro("fired", &RewriteReport::fired)
+      .def_ro("int8", &RewriteReport::int8)
+      .def_ro("exact", &RewriteReport::exact)
       .def_ro("nodes_before", &RewriteReport::nodes_before)
       .def_ro("nodes_after", &RewriteReport::nodes_after);
 
@@ -260,14 +268,15 @@ NB_MODULE(_ext, m) {
              nb::list buffer_types,
              const std::vector<std::string>& include,
              const std::vector<std::string>& exclude,
-             bool exact) {
+             bool exact,
+             const std::string& activations) {
             new (self) Runner(
                 std::move(trace_step),
                 std::move(cache_type),
                 std::move(batch_cache_type),
                 std::move(entries),
                 std::move(buffer_types),
-                options_of(include, exclude, exact));
+                options_of(include, exclude, exact, activations));
           },
           "trace_step"_a,
           "cache_type"_a,
@@ -276,7 +285,8 @@ NB_MODULE(_ext, m) {
           "buffer_types"_a,
           "include"_a,
           "exclude"_a,
-          "exact"_a)
+          "exact"_a,
+          "activations"_a)
       .def("__call__", &Runner::call, "tokens"_a, "cache"_a.none())
       .def("prepare", &Runner::prepare, "batch"_a, "tokens"_a, "padded"_a = false)
       .def("explain", &Runner::explain, "batch"_a, "tokens"_a, "padded"_a = false, "target"_a = "")

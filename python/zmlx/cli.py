@@ -17,7 +17,7 @@ from rich.table import Table
 import zmlx
 from zmlx import presets
 from zmlx.bench import batch, capsule, compare, micro, report
-from zmlx.bench.inference import Benchmark, Options
+from zmlx.bench.inference import ACTIVATIONS, Benchmark, Options
 from zmlx.bench.progress import Bar
 from zmlx.bench.statistics import CONFIDENCE
 from zmlx.validate import TEXT, Validation, Work
@@ -68,6 +68,15 @@ PRESET_OPTIONS = [
 ]
 
 
+ACTIVATIONS_OPTION = click.option(
+    "--activations",
+    type=click.Choice(ACTIVATIONS),
+    default="exact",
+    show_default=True,
+    help="int8: patch with 8-bit activations.",
+)
+
+
 def preset_options(command: Any) -> Any:
     """Adds the options that choose how a preset is written."""
     for option in reversed(PRESET_OPTIONS):
@@ -85,6 +94,7 @@ def preset_options(command: Any) -> Any:
 @click.option("--stock-max-tokens", type=int, help="Fewer new tokens in stock's runs.")
 @click.option("--stock-prompt-tokens", type=int, help="A shorter prompt in stock's runs.")
 @preset_options
+@ACTIVATIONS_OPTION
 @click.option("--threads", type=int, help="For zmlx; by default every core it may use.")
 @click.option("--null-run", is_flag=True, help="Stock against stock: shows the noise.")
 @click.option("--json", "out", type=click.Path(dir_okay=False, path_type=Path), help="Result.")
@@ -126,6 +136,7 @@ def _console() -> Console:
 @click.option("--exact", is_flag=True, help="Patch with exact=True.")
 @click.option("--patterns", help="Patch with these patterns only, separated by commas.")
 @preset_options
+@ACTIVATIONS_OPTION
 @click.option("--threads", type=int, help="For zmlx; by default every core it may use.")
 @click.option("--null-run", is_flag=True, help="Stock in the patched model's place.")
 @click.option("--json", "out", type=click.Path(dir_okay=False, path_type=Path), help="Result.")
@@ -195,6 +206,7 @@ def _what_is_left(document: Callable[[], dict[str, Any]], out: Path | None) -> I
 @click.option("--tokens", type=int, default=1, show_default=True, help="In the step: 1 is decode.")
 @click.option("--target", type=click.Choice(["cpu", "cuda"]), help="By default MLX's device.")
 @preset_options
+@ACTIVATIONS_OPTION
 def explain(model: str, tokens: int, target: str | None, **options: Any) -> None:
     """Prints MODEL's graph before and after rewriting, and the plan with its launches and bytes."""
     from zmlx import patch
@@ -203,7 +215,9 @@ def explain(model: str, tokens: int, target: str | None, **options: Any) -> None
     if tokens < 1:
         raise click.BadParameter(f"--tokens must be 1 or more but got {tokens}.")
     loaded, *_ = load_model(Options(model=model, **options))
-    click.echo(patch.explain(loaded, tokens=tokens, target=target or ""))
+    activations = options["activations"]
+    text = patch.explain(loaded, tokens=tokens, target=target or "", activations=activations)
+    click.echo(text)
 
 
 @cli.command("report")

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import mlx.core as mx
 
 from zmlx import _ext
+from zmlx.patch import check_activations
 
 Tree = TypeVar("Tree")
 
@@ -28,6 +29,7 @@ def compile(
     patterns: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
     exact: bool = False,
+    activations: str = "exact",
 ) -> Callable[..., Any]:
     """A function that computes what `fn` computes, faster, as `mx.compile` does.
 
@@ -38,12 +40,15 @@ def compile(
         patterns: names of the patterns to use, by default all.
         exclude: names of patterns not to use.
         exact: round intermediate values where the unfused graph rounds them.
+        activations: "int8" rounds what quantised weights are multiplied with, as for `patch`.
 
     `fn` is traced once for each structure, constants, shapes and dtypes of its arguments.
 
     Raises:
         TypeError: an argument that is neither a tree, nor an array, nor hashable.
+        ValueError: `activations` is unknown, or "int8" where MLX's default device is a GPU.
     """
+    check_activations("compile", activations)
     traces: dict[Hashable, tuple[Callable[[list[mx.array]], list[mx.array]], list[Any]]] = {}
 
     def trace(outline: Any) -> tuple[Callable[[list[mx.array]], list[mx.array]], list[Any]]:
@@ -55,7 +60,8 @@ def compile(
             result[:] = [made]
             return outputs
 
-        return _ext.compile(flat, list(patterns or []), list(exclude or []), exact), result
+        include, leave = list(patterns or []), list(exclude or [])
+        return _ext.compile(flat, include, leave, exact, activations), result
 
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:

@@ -38,6 +38,13 @@ class Report:
     """Kernels that one step runs."""
     bytes_per_token: int = 0
     """Bytes of weights and activations a step reads and writes; the KV cache comes on top."""
+    int8: dict[str, int] = field(default_factory=dict)
+    """With `activations="int8"`: how many ops of each kind round their activations to 8 bits."""
+    exact: dict[str, int] = field(default_factory=dict)
+    """With `activations="int8"`: how many multiply exactly all the same, by kind and mode.
+
+    They are routers, and weights of formats that do not fit: not quantised, or mxfp8.
+    """
     device: str = "cpu"
     """What the plan is for: "cpu", or a GPU as in "cuda sm_90"."""
     reasons: list[str] = field(default_factory=list)
@@ -53,6 +60,8 @@ class Report:
         """Takes the figures of the step that a runner prepared last."""
         self.reasons = list(runner.reasons)
         self.patterns = dict(runner.report.fired)
+        self.int8 = dict(runner.report.int8)
+        self.exact = dict(runner.report.exact)
         self.nodes_before = runner.report.nodes_before
         self.nodes_after = runner.report.nodes_after
         self.launches = runner.launches
@@ -62,10 +71,27 @@ class Report:
     def __str__(self) -> str:
         if not self.patched:
             return "zmlx: left as it was: " + "; ".join(self.reasons)
-        fired = ", ".join(f"{name} {count}" for name, count in sorted(self.patterns.items()))
+        rounded = f"\nint8 activations: {_counts(self.int8)}; exact: {_counts(self.exact)}"
         return (
             f"zmlx: {self.nodes_before} nodes became {self.launches} launches on {self.device}, "
-            f"{self.bytes_per_token / 1e6:.1f} MB a token, in {self.seconds:.2f} s\n{fired}"
+            f"{self.bytes_per_token / 1e6:.1f} MB a token, in {self.seconds:.2f} s\n"
+            f"{_counts(self.patterns)}" + (rounded if self.int8 or self.exact else "")
+        )
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "none"
+
+
+def check_activations(where: str, activations: str) -> None:
+    """Raises ValueError for a value that is none, and for int8 where it does not apply."""
+    if activations not in ("exact", "int8"):
+        raise ValueError(
+            f"[{where}] activations must be 'exact' or 'int8' but got '{activations}'."
+        )
+    if activations == "int8" and mx.default_device() != mx.cpu:
+        raise ValueError(
+            f"[{where}] activations='int8' is for the CPU, but MLX's default device is a GPU."
         )
 
 
@@ -233,6 +259,7 @@ def patch(
     exclude: list[str] | None = None,
     exact: bool = False,
     verbose: bool = False,
+    activations: str = "exact",
 ) -> nn.Module:
     """Patches an `mlx_lm` model in place and returns it.
 
@@ -249,13 +276,18 @@ def patch(
         exact: round intermediate values where the unfused graph rounds them; attention's scores
             stay in float32.
         verbose: print the report.
+        activations: "int8" rounds what quantised weights are multiplied with to 8-bit integers,
+            with a float32 scale for each row and group of the weights' group size; faster, and
+            less exact: `docs/performance.md` has the measured loss. Routers, attention and
+            weights that are not quantised stay exact. For the CPU.
 
     Returns:
         The same object. `model.zmlx` is a `Report`.
 
     Raises:
         TypeError: `model` is not an `mlx.nn.Module`.
-        ValueError: a pattern name is unknown.
+        ValueError: a pattern name is unknown, or `activations` is, or MLX's default device is a GPU
+            and they are "int8".
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"[patch] model must be an mlx.nn.Module but is {type(model).__name__}.")
@@ -263,13 +295,14 @@ def patch(
     for name in [*(patterns or []), *(exclude or [])]:
         if name not in known:
             raise ValueError(f"[patch] there is no pattern '{name}'; known: {', '.join(known)}.")
+    check_activations("patch", activations)
     if is_patched(model):
         unpatch(model)
 
     start = time.perf_counter()
     report = Report()
     try:
-        runner = make_runner(model, patterns, exclude, exact)
+        runner = make_runner(model, patterns, exclude, exact, activations)
         report.patched = runner.prepare(1, 1)
         report.read(runner)
     except Unsupported as reason:
@@ -296,7 +329,13 @@ def unpatch(model: nn.Module) -> nn.Module:
     return model
 
 
-def explain(model: nn.Module, tokens: int = 1, batch: int = 1, target: str = "") -> str:
+def explain(
+    model: nn.Module,
+    tokens: int = 1,
+    batch: int = 1,
+    target: str = "",
+    activations: str = "exact",
+) -> str:
     """The graph of a step before and after rewriting, and its plan with launches and bytes.
 
     Args:
@@ -305,12 +344,15 @@ def explain(model: nn.Module, tokens: int = 1, batch: int = 1, target: str = "")
         batch: sequences.
         target: "cpu", or "cuda" for the plan on a Hopper GPU, which need not be there; by default
             MLX's default device.
+        activations: as for `patch`, for a model that is not patched.
 
     Raises:
-        ValueError: `target` is unknown, or the model cannot be captured; the message says why.
+        ValueError: `target` or `activations` is unknown, or the model cannot be captured; the
+            message says why.
     """
+    check_activations("explain", activations)
     try:
-        runner = getattr(model, "_zmlx_runner", None) or make_runner(model)
+        runner = getattr(model, "_zmlx_runner", None) or make_runner(model, activations=activations)
         return runner.explain(batch, tokens, target=target)
     except Unsupported as reason:
         raise ValueError(f"[explain] the model cannot be captured: {reason}.") from reason
@@ -325,6 +367,7 @@ def make_runner(
     patterns: list[str] | None = None,
     exclude: list[str] | None = None,
     exact: bool = False,
+    activations: str = "exact",
 ) -> _ext.Runner:
     """What answers a patched model's calls; arguments as for `patch`. May raise `Unsupported`."""
     forward = type(model).__call__
@@ -357,4 +400,5 @@ def make_runner(
         list(patterns or []),
         list(exclude or []),
         exact,
+        activations,
     )

@@ -22,7 +22,15 @@ from zmlx.bench import capsule, machine, report
 from zmlx.bench.inference import no_progress
 from zmlx.bench.progress import bar_on_stderr
 from zmlx.bench.search import Choice, Search, Switch
-from zmlx.patch import ByLength, Report, Unsupported, install, make_runner, unpatch
+from zmlx.patch import (
+    ByLength,
+    Report,
+    Unsupported,
+    check_activations,
+    install,
+    make_runner,
+    unpatch,
+)
 from zmlx.presets import cache_folder
 
 PROMPT_TOKENS = 64
@@ -31,13 +39,13 @@ PROMPT_TOKENS = 64
 class Patterns:
     """The switch of zmlx's own patterns. A set is captured once and then swapped in."""
 
-    def __init__(self, model: nn.Module, exact: bool = False) -> None:
+    def __init__(self, model: nn.Module, exact: bool = False, activations: str = "exact") -> None:
         self.model = model
-        self.exact = exact
+        self.options = {"exact": exact, "activations": activations}
         self.runners: dict[frozenset[str], Any] = {}
 
     def parts(self, tokens: int) -> list[str]:
-        runner = make_runner(self.model, exact=self.exact)
+        runner = make_runner(self.model, **self.options)
         if not runner.prepare(1, tokens):
             raise Unsupported(_short(runner.reasons))
         return sorted(runner.report.fired)
@@ -55,7 +63,7 @@ class Patterns:
             if len(self.runners) > 3:  # each holds its plans' memory
                 self.runners.pop(next(iter(self.runners)))
             unpatch(self.model)
-            self.runners[choice] = make_runner(self.model, sorted(choice), exact=self.exact)
+            self.runners[choice] = make_runner(self.model, sorted(choice), **self.options)
         return self.runners[choice]
 
     def apply(self, decode: Choice, prompt: Choice) -> None:
@@ -83,6 +91,7 @@ def smart_patch(
     threshold: float = 0.01,
     budget_s: float = 120.0,
     exact: bool = False,
+    activations: str = "exact",
     refresh: bool = False,
     progress: bool = True,
     verbose: bool = False,
@@ -100,7 +109,7 @@ def smart_patch(
         threshold: smaller differences, as a share, do not count as help.
         budget_s: seconds after which nothing more is begun. What is undecided then stays as it is
             in the best set that was measured; if none was, the model stays as it was.
-        exact: as for `patch`.
+        exact, activations: as for `patch`.
         refresh: measure again even if there is a decision.
         progress: show a progress bar on stderr.
         verbose: print what was measured.
@@ -116,6 +125,7 @@ def smart_patch(
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
         raise TypeError(f"[smart_patch] model must be an mlx.nn.Module but is {kind}.")
+    check_activations("smart_patch", activations)
     if not 0 <= threshold < 1:
         raise ValueError(f"[smart_patch] threshold must be from 0 to 1 but got {threshold}.")
     if budget_s <= 0:
@@ -125,11 +135,16 @@ def smart_patch(
     start = clock()
     unpatch(model)
     prompt = list(sample) if sample is not None else _random_tokens(model)
-    settings = {"threshold": threshold, "budget_s": budget_s, "exact": exact}
+    settings = {
+        "threshold": threshold,
+        "budget_s": budget_s,
+        "exact": exact,
+        "activations": activations,
+    }
     key = decision_key(model, {**settings, "prompt_tokens": len(prompt)})
     path = decision_path(key)
     document = None if refresh else _known_decision(path)
-    used = switch or Patterns(model, exact)
+    used = switch or Patterns(model, exact, activations)
     if document is None:
         search = Search(model, prompt, used, key, settings, clock)
         with _bar(progress) as tell:

@@ -20,6 +20,7 @@ from zmlx.bench.closeness import Distance, Logits, Steps, distance, parting
 from zmlx.bench.inference import (
     Identity,
     Options,
+    Patch,
     Patcher,
     Progress,
     load_model,
@@ -70,23 +71,6 @@ class Work:
                     raise ValueError(f"--{name} must be 1 or more but got {value}.")
         if self.text_tokens < 0 or self.text_tokens == 1:
             raise ValueError(f"--text-tokens must be 0, or 2 or more, but got {self.text_tokens}.")
-
-
-class Patch:
-    """`zmlx.patch` with options."""
-
-    def __init__(self, work: Work) -> None:
-        self.options = {"patterns": work.patterns and list(work.patterns), "exact": work.exact}
-
-    def patch(self, model: Any) -> Any:
-        from zmlx.patch import patch
-
-        return patch(model, **self.options)
-
-    def unpatch(self, model: Any) -> Any:
-        from zmlx.patch import unpatch
-
-        return unpatch(model)
 
 
 @dataclass
@@ -140,7 +124,9 @@ class Validation:
         self.options = options
         self.out = out
         self.progress = progress
-        self.patcher = patcher or (Identity() if options.null_run else Patch(self.work))
+        patterns = self.work.patterns and list(self.work.patterns)
+        real = Patch(options, patterns=patterns, exact=self.work.exact)
+        self.patcher = patcher or (Identity() if options.null_run else real)
         self.cases: list[_Case] = []
         self.texts: dict[str, Logits] = {}
         self.done = 0
@@ -250,6 +236,7 @@ class Validation:
             "threads": machine.threads(),
             "null_run": self.options.null_run,
             "exact": self.work.exact,
+            "activations": self.options.activations,
             "patterns": self.work.patterns and list(self.work.patterns),
         }
         return {

@@ -13,9 +13,12 @@
 namespace zmlx::cpu {
 namespace {
 
-std::vector<const MatmulKernels*> all_kernels() {
+std::vector<const MatmulKernels*> all_kernels(const Problem& p) {
   std::vector<const MatmulKernels*> list{portable_int8_matmul()};
-  for (auto* kernels : {vnni_int8_matmul(), amx_int8_matmul()}) {
+  for (auto* kernels :
+       {vnni_int8_matmul(),
+        amx_int8_matmul(),
+        int16_matmul({p.dtype, p.format, p.k}, Activations::int8)}) {
     if (kernels) {
       list.push_back(kernels);
     }
@@ -38,7 +41,7 @@ Problem problem(Dtype dtype, WeightFormat format, int64_t n, int64_t k, int64_t 
 }
 
 void expect_right(const Problem& p) {
-  for (auto* kernels : all_kernels()) {
+  for (auto* kernels : all_kernels(p)) {
     const auto got = p.run(*kernels);
     double worst = 0;
     for (size_t i = 0; i < got.size(); ++i) {
@@ -85,7 +88,7 @@ TEST(MatmulInt8, GivesAnOutputTheSameBitsWhereverTheBlockBegins) {
   for (int64_t m : {1, 2, 3, 4, 8}) {
     for (auto format : all_formats()) {
       const Problem p = problem(Dtype::bf16, format, 43, 640, m);
-      for (auto* kernels : all_kernels()) {
+      for (auto* kernels : all_kernels(p)) {
         const auto whole = p.run(*kernels);
         for (int64_t begin : {1, 17, 42}) {
           const auto part = p.run(*kernels, begin);
@@ -108,7 +111,7 @@ TEST(MatmulInt8, FollowsAnIndexOfRows) {
     for (int64_t i = m; i-- > 0;) {
       reversed.push_back(static_cast<uint32_t>(i));
     }
-    for (auto* kernels : all_kernels()) {
+    for (auto* kernels : all_kernels(p)) {
       const auto straight = p.run(*kernels);
       const auto turned = p.run(*kernels, 0, reversed.data());
       for (int64_t i = 0; i < m; ++i) {
@@ -137,7 +140,7 @@ TEST(MatmulInt8, MakesARowWithNanOrInfinityNan) {
     for (float bad : {std::numeric_limits<float>::quiet_NaN(), -NAN, INFINITY, -INFINITY}) {
       for (int64_t m : {1, 2, 7, 19}) {
         const Problem p = with_value(format, m, bad);
-        for (auto* kernels : all_kernels()) {
+        for (auto* kernels : all_kernels(p)) {
           const auto got = p.run(*kernels);
           for (int64_t i = 0; i < m; ++i) {
             for (int64_t j = 0; j < p.n; ++j) {
@@ -160,7 +163,7 @@ TEST(MatmulInt8, TakesZerosAndTheSmallestAndLargestNumbers) {
           put(p.dtype, value_of(p.dtype, &p.x[i]) * scale, &p.x[i]);
         }
         p.compute();
-        for (auto* kernels : all_kernels()) {
+        for (auto* kernels : all_kernels(p)) {
           const auto got = p.run(*kernels);
           for (size_t i = 0; i < got.size(); ++i) {
             EXPECT_NEAR(got[i], p.want[i], 2e-6 * p.size[i]) << kernels->name << " scale " << scale;

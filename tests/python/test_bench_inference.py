@@ -33,6 +33,8 @@ class Patch(Identity):
         model.zmlx = SimpleNamespace(
             patched=True,
             patterns={"rms_norm": 9},
+            int8={},
+            exact={},
             nodes_before=100,
             nodes_after=20,
             launches=12,

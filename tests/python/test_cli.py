@@ -139,13 +139,15 @@ def test_an_extension_that_does_not_load_is_explained(monkeypatch):
         importlib.import_module("zmlx")
 
 
-def test_explain_passes_the_tokens_and_the_target_on(monkeypatch, capsys):
-    def explain(model, tokens, target):
-        return f"{len(model.layers)} {tokens} {target}"
+def test_explain_passes_its_options_on(monkeypatch, capsys):
+    def explain(model, tokens, target, activations):
+        return f"{len(model.layers)} {tokens} {target} {activations}"
 
     monkeypatch.setattr(zmlx, "patch", SimpleNamespace(explain=explain), raising=False)
     cli.main(["explain", "tiny-moe", "--tokens", "7", "--target", "cuda"])
-    assert capsys.readouterr().out.strip() == "2 7 cuda"
+    assert capsys.readouterr().out.strip() == "2 7 cuda exact"
+    cli.main(["explain", "tiny-moe", "--activations", "int8"])
+    assert capsys.readouterr().out.strip() == "2 1  int8"
 
 
 def test_explain_of_a_model_that_cannot_be_captured_says_why_in_one_line(load, monkeypatch, capsys):

@@ -176,8 +176,9 @@ def test_a_model_left_as_it_was_is_not_called_validated():
     class Left(Identity):
         def patch(self, model):
             model.zmlx = SimpleNamespace(
-                patched=False, patterns={}, nodes_before=0, nodes_after=0, launches=0,
-                bytes_per_token=0, reasons=["cache type X"], seconds=0.1, stock_calls={},
+                patched=False, patterns={}, int8={}, exact={}, nodes_before=0, nodes_after=0,
+                launches=0, bytes_per_token=0, reasons=["cache type X"], seconds=0.1,
+                stock_calls={},
             )  # fmt: skip
 
     result = validate(Left())
@@ -236,7 +237,7 @@ def test_the_command_writes_the_result_and_fails_when_further_away(tmp_path, cap
     assert "at least as close" in capsys.readouterr().out
     cli.main(["report", str(out)])
     assert "| | float32 | stock mlx_lm | patched |" in capsys.readouterr().out
-    monkeypatch.setattr(zmlx.validate, "Patch", lambda work: Worse())
+    monkeypatch.setattr(zmlx.validate, "Patch", lambda options, **more: Worse())
     with pytest.raises(SystemExit) as stop:
         cli.main(arguments)
     assert stop.value.code == 1

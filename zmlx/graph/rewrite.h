@@ -14,6 +14,9 @@ struct RewriteOptions {
   std::vector<std::string> include; // names of patterns; empty means all
   std::vector<std::string> exclude;
   bool exact = false; // ask our ops to round wherever the unfused graph does
+  /// "int8": ops that multiply by weights of a fitting format round their activations; else
+  /// "exact".
+  std::string activations = "exact";
   bool fold = true; // evaluate now what depends on no input
   bool merge = true; // merge equal nodes; without it only those that depend on no input
 };
@@ -22,6 +25,8 @@ struct RewriteReport {
   std::map<std::string, int> fired; // by pattern
   int nodes_before = 0; // without inputs and constants
   int nodes_after = 0;
+  std::map<std::string, int> int8; // by kind: ops with 8-bit activations
+  std::map<std::string, int> exact; // by kind and mode: where int8 was asked for and does not fit
   std::map<std::string, int> left; // by kind: nodes that are neither views nor ours
 };
 

@@ -36,7 +36,7 @@ Linear settings(const Attrs& attrs) {
     fail(name, "outputs must be at least 1 but got ", outputs, ".");
   }
   Linear op{
-      weight_kind(name, attrs),
+      product_kind(name, attrs),
       static_cast<size_t>(outputs),
       attrs.integer("norm", 0) != 0,
       static_cast<float>(attrs.real("eps", 0)),
@@ -172,7 +172,7 @@ CpuKernel kernel(const Types& in, const Types&, const Attrs& attrs) {
   if (!cpu::Matmul::supports(in[0].dtype, op.kind.format, x[-1])) {
     return {};
   }
-  cpu::Matmul matmul(in[0].dtype, op.kind.format, x[-1], cpu::Activations::exact, x.rows());
+  cpu::Matmul matmul(in[0].dtype, op.kind.format, x[-1], op.kind.activations, x.rows());
   return {
       [op, matmul](const Call& call, Member& member) { run(op, matmul, call, member); },
       cpu::prepare_scratch(matmul, x.rows())};
@@ -182,7 +182,7 @@ cuda::Kernel
 cuda_kernel(const Types& in, const Types& out, const Attrs& attrs, const cuda::Device& device) {
   auto op = settings(attrs);
   const Shape& x = in[0].shape;
-  if (x.size() == 0) {
+  if (x.size() == 0 || op.kind.activations != cpu::Activations::exact) {
     return {};
   }
   cuda::Linear linear{in[0].dtype, op.kind.format, x.rows(), x[-1], cuda::in(0)};
@@ -232,6 +232,8 @@ Case example(std::string label, mx::Shape x, std::vector<int> widths, Attrs attr
       attrs};
 }
 
+const Attrs int8 = {{"activations", std::string("int8")}};
+
 } // namespace
 
 ZMLX_OP(linear)
@@ -243,11 +245,14 @@ ZMLX_OP(linear)
         "is RMS-normalised first (input norm_weight [K]; eps). bias=1: each weight is followed by a "
         "bias [N] that is added. residual=1, for one output: the last input [.., N] is added. Inputs: "
         "x, [norm_weight], weights (codes, scales, biases, or what else the mode has) with [bias], [residual]. "
-        "Sums are float32; exact=1 also rounds to the dtype before each addition.")
+        "Sums are float32; exact=1 also rounds to the dtype before each addition. activations=int8 "
+        "(affine, mxfp4, nvfp4): each group of x is rounded to integers up to 127 times a float32 scale "
+        "before the products; a group with a NaN or an infinity becomes NaN.")
     .types(types)
     .reference(reference)
     .cpu(kernel)
     .cuda(cuda_kernel)
+    .rounds_activations()
     .cases({
         example(
             "decode",
@@ -295,6 +300,9 @@ ZMLX_OP(linear)
                  {"bias", int64_t{1}},
                  {"residual", int64_t{1}},
                  {"exact", int64_t{1}}})),
+        example("int8", {1, 1, 512}, {96}, weight_attrs(4, 64, int8)),
+        example("int8 prompt", {3, 13, 192}, {65, 32}, weight_attrs(5, 32, int8)),
+        example("int8 mxfp4", {2, 192}, {31}, weight_attrs("mxfp4", int8)),
         example("one", {1}, {1}, weight_attrs(0, 0)),
         example("empty", {0, 64}, {32}, weight_attrs(4, 64, {{"norm", int64_t{1}}})),
     });

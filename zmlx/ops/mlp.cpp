@@ -31,7 +31,7 @@ struct Mlp {
 
 Mlp settings(const Attrs& attrs) {
   Mlp op{
-      weight_kind(name, attrs),
+      product_kind(name, attrs),
       attrs.integer("norm", 0) != 0,
       static_cast<float>(attrs.real("eps", 0)),
       attrs.integer("residual", 0) != 0,
@@ -181,11 +181,11 @@ CpuKernel kernel(const Types& in, const Types&, const Attrs& attrs) {
       !cpu::Matmul::supports(dtype, op.kind.format, inner)) {
     return {};
   }
-  const auto exact = cpu::Activations::exact;
+  const auto activations = op.kind.activations;
   Kernel run{
       op,
-      {dtype, op.kind.format, x[-1], exact, x.rows()},
-      {dtype, op.kind.format, inner, exact, x.rows()}};
+      {dtype, op.kind.format, x[-1], activations, x.rows()},
+      {dtype, op.kind.format, inner, activations, x.rows()}};
   const size_t hidden = static_cast<size_t>(x.rows() * inner) * size_of(dtype);
   run.hidden_at = cpu::prepare_scratch(run.in, x.rows());
   run.prepared_at = run.hidden_at + (hidden + 63) / 64 * 64;
@@ -196,7 +196,7 @@ cuda::Kernel
 cuda_kernel(const Types& in, const Types& out, const Attrs& attrs, const cuda::Device& device) {
   auto op = settings(attrs);
   const Shape& x = in[0].shape;
-  if (x.size() == 0 || !op.is_silu()) {
+  if (x.size() == 0 || !op.is_silu() || op.kind.activations != cpu::Activations::exact) {
     return {};
   }
   auto at = [&](size_t i) { return static_cast<int>(op.weight(i)); };
@@ -260,11 +260,13 @@ ZMLX_OP(mlp)
         "RMS-normalised first (input norm_weight [K]; eps). residual=1: the last input [.., D] is "
         "added. Inputs: x, [norm_weight], gate, up, down (codes, scales, biases, or what else the "
         "mode has), [residual]. The hidden values are rounded to the dtype; exact=1 also rounds where the unfused "
-        "graph does.")
+        "graph does. activations=int8: x and the hidden values "
+        "are rounded as linear says.")
     .types(types)
     .reference(reference)
     .cpu(kernel)
     .cuda(cuda_kernel)
+    .rounds_activations()
     .cases({
         example("decode", {1, 1, 512}, 1536, weight_attrs(4, 64, norm_and_residual)),
         example("few rows", {3, 128}, 320, weight_attrs(8, 64)),

@@ -28,7 +28,7 @@ Moe settings(const Attrs& attrs) {
     fail(name, "activation must be silu but got ", activation, ".");
   }
   return {
-      weight_kind(name, attrs), attrs.integer("residual", 0) != 0, attrs.integer("exact", 0) != 0};
+      product_kind(name, attrs), attrs.integer("residual", 0) != 0, attrs.integer("exact", 0) != 0};
 }
 
 Types types(const Types& in, const Attrs& attrs) {
@@ -139,10 +139,10 @@ CpuKernel kernel(const Types& in, const Types& out, const Attrs& attrs) {
     return {};
   }
   const Pairs pairs{name, tokens, chosen, gate[0]};
-  const auto exact = cpu::Activations::exact;
+  const auto activations = op.kind.activations;
   const int64_t rows = pairs.rows_of_an_expert();
-  const cpu::Matmul in_matmul(dtype, op.kind.format, in[0].shape[-1], exact, rows);
-  const cpu::Matmul out_matmul(dtype, op.kind.format, gate[1], exact, rows);
+  const cpu::Matmul in_matmul(dtype, op.kind.format, in[0].shape[-1], activations, rows);
+  const cpu::Matmul out_matmul(dtype, op.kind.format, gate[1], activations, rows);
   Kernel run{
       pairs,
       {in_matmul, op.kind, op.weight(0), op.weight(1), gate[1], op.exact, true},
@@ -155,7 +155,7 @@ cuda::Kernel
 cuda_kernel(const Types& in, const Types& out, const Attrs& attrs, const cuda::Device& device) {
   auto op = settings(attrs);
   const int64_t pairs = in[1].shape.size();
-  if (pairs == 0) {
+  if (pairs == 0 || op.kind.activations != cpu::Activations::exact) {
     return {};
   }
   auto at = [&](size_t i) { return static_cast<int>(op.weight(i)); };
@@ -219,11 +219,13 @@ ZMLX_OP(moe_mlp)
         "[E, F, D], down [E, D', F] (mode none, or quantised with group_size and bits): [.., D']. "
         "residual=1: the last input [.., D'] is added. Inputs: x, indices, weights, gate, up, down "
         "(codes, scales, biases, or what else the mode has), [residual]. The hidden values are rounded to the "
-        "dtype; exact=1 also rounds where the unfused graph does.")
+        "dtype; exact=1 also rounds where the unfused graph does. activations=int8: x and the hidden values "
+        "are rounded as linear says.")
     .types(types)
     .reference(reference)
     .cpu(kernel)
     .cuda(cuda_kernel)
+    .rounds_activations()
     .traffic(traffic)
     .cases({
         example("decode", {1, 1, 256}, 16, 8, 128, weight_attrs(4, 64, residual)),

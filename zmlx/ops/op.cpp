@@ -87,6 +87,11 @@ OpBuilder& OpBuilder::cases(std::vector<Case> list) {
   return *this;
 }
 
+OpBuilder& OpBuilder::rounds_activations() {
+  op_.rounds_activations = true;
+  return *this;
+}
+
 OpBuilder& OpBuilder::function(std::vector<Parameter> parameters) {
   op_.is_function = true;
   op_.parameters = std::move(parameters);

@@ -87,6 +87,8 @@ struct Op {
   /// last. The kernel finds the input's contents there already.
   std::vector<std::pair<int, int>> in_place;
   std::vector<Case> cases;
+  /// Whether it multiplies by weights and takes the attribute activations (see product_kind()).
+  bool rounds_activations = false;
   /// Whether users call it by name: a function zmlx.ops.<name> in Python, with these parameters.
   bool is_function = false;
   std::vector<Parameter> parameters;
@@ -116,6 +118,7 @@ class OpBuilder {
   OpBuilder& traffic(decltype(Op::traffic) fn);
   OpBuilder& in_place(int output, int input);
   OpBuilder& cases(std::vector<Case> list);
+  OpBuilder& rounds_activations();
   OpBuilder& function(std::vector<Parameter> parameters = {});
 
  private:

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "mlx/ops.h"
+#include "zmlx/kernel/cpu/int8.h"
 #include "zmlx/ops/check.h"
 
 namespace zmlx {
@@ -25,6 +26,28 @@ constexpr FloatMode float_modes[] = {
 /// The biases, where the mode has them.
 std::optional<mx::array> biases_of(const Arrays& in, size_t at, const WeightKind& kind) {
   return kind.format.has_biases() ? std::optional(in[at + 2]) : std::nullopt;
+}
+
+WeightKind exact(WeightKind kind) {
+  kind.activations = cpu::Activations::exact;
+  return kind;
+}
+
+/// x in float32 as kernel/cpu/int8.h rounds it.
+mx::array rounded(const mx::array& x, const WeightKind& kind) {
+  const mx::array wide = mx::astype(x, mx::float32);
+  const mx::array groups = mx::unflatten(wide, -1, {-1, kind.format.group_size});
+  const mx::array largest = mx::max(mx::abs(groups), -1, true);
+  const mx::array is_zero = mx::less(largest, mx::array(cpu::int8_least));
+  const mx::array zero(0.0f);
+  const mx::array limit(cpu::int8_largest);
+  const mx::array inverse = mx::where(is_zero, zero, limit / largest);
+  // A NaN or an infinity makes its group NaN.
+  const mx::array bad = mx::where(mx::isfinite(largest), zero, mx::array(NAN));
+  const mx::array scale = mx::where(is_zero, zero, largest / limit) + bad;
+  const mx::array y = mx::flatten(mx::round(groups * inverse) * scale, -2, -1);
+  // The derivative of x, the value of y.
+  return mx::stop_gradient(y) + (wide - mx::stop_gradient(wide));
 }
 
 } // namespace
@@ -75,6 +98,29 @@ WeightKind weight_kind(const char* op, const Attrs& attrs) {
   return kind;
 }
 
+bool WeightKind::fits_int8() const {
+  return cpu::fits_int8(format);
+}
+
+WeightKind product_kind(const char* op, const Attrs& attrs) {
+  WeightKind kind = weight_kind(op, attrs);
+  if (!attrs.has("activations") || attrs.text("activations") == "exact") {
+    return kind;
+  }
+  if (attrs.text("activations") != "int8") {
+    fail(op, "activations must be exact or int8 but got ", attrs.text("activations"), ".");
+  }
+  if (!kind.fits_int8()) {
+    fail(
+        op,
+        "int8 activations need weights of mode affine, mxfp4 or nvfp4 but got ",
+        kind.mode,
+        ".");
+  }
+  kind.activations = cpu::Activations::int8;
+  return kind;
+}
+
 Shape expect_weight(
     const char* op,
     const std::string& name,
@@ -109,6 +155,9 @@ Shape expect_weight(
 }
 
 mx::array weight_matmul(const mx::array& x, const Arrays& in, size_t at, const WeightKind& kind) {
+  if (kind.activations == cpu::Activations::int8) {
+    return mx::astype(weight_matmul(rounded(x, kind), in, at, exact(kind)), x.dtype());
+  }
   if (!kind.format.bits) {
     return mx::matmul(x, mx::swapaxes(in[at], -1, -2));
   }
@@ -123,6 +172,10 @@ mx::array weight_gather_matmul(
     size_t at,
     const mx::array& indices,
     const WeightKind& kind) {
+  if (kind.activations == cpu::Activations::int8) {
+    auto y = weight_gather_matmul(rounded(x, kind), in, at, indices, exact(kind));
+    return mx::astype(y, x.dtype());
+  }
   if (!kind.format.bits) {
     return mx::gather_mm(x, mx::swapaxes(in[at], -1, -2), std::nullopt, indices);
   }

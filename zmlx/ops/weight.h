@@ -12,15 +12,18 @@ namespace zmlx {
 /// Arrays that make one weight in that mode: "none", "affine", "mxfp4", "mxfp8" or "nvfp4".
 size_t weight_inputs(const std::string& mode);
 
-/// The attributes mode, group_size and bits.
+/// The attributes mode, group_size and bits, and in product_kind() activations.
 struct WeightKind {
   std::string mode;
   cpu::WeightFormat format;
+  cpu::Activations activations = cpu::Activations::exact;
 
   /// Inputs that one weight takes.
   size_t inputs() const {
     return weight_inputs(mode);
   }
+  /// Whether activations may be rounded to 8 bits.
+  bool fits_int8() const;
   /// Whether the values' dtype shows in an input: scales of short floats are bytes.
   bool has_dtype() const {
     return format.bits == 0 || format.has_biases();
@@ -29,6 +32,9 @@ struct WeightKind {
 
 /// Throws std::invalid_argument for attributes that MLX does not know.
 WeightKind weight_kind(const char* op, const Attrs& attrs);
+/// The same for an op that may round its activations: the attribute activations, "exact" (the
+/// default) or "int8", for weights that fit it (see kernel/cpu/int8.h).
+WeightKind product_kind(const char* op, const Attrs& attrs);
 
 /// Checks the weight at in[at]: [n, k], or [experts, n, k], with everything but codes, and scales
 /// that are bytes, of `dtype`.
@@ -42,7 +48,8 @@ Shape expect_weight(
     Dtype dtype,
     int rank);
 
-/// x @ weight.T in MLX.
+/// x @ weight.T in MLX. With int8 activations those are rounded first, in float32; gradients are
+/// those of activations that are not rounded.
 mx::array weight_matmul(const mx::array& x, const Arrays& in, size_t at, const WeightKind& kind);
 /// The same for the experts of a stack that `indices` name.
 mx::array weight_gather_matmul(

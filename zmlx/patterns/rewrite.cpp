@@ -11,6 +11,7 @@
 #include "mlx/ops.h"
 #include "zmlx/graph/canonicalise.h"
 #include "zmlx/graph/capture.h"
+#include "zmlx/ops/weight.h"
 #include "zmlx/patterns/linears.h"
 #include "zmlx/patterns/pattern.h"
 #include "zmlx/runtime/error.h"
@@ -317,6 +318,21 @@ class Chosen {
   std::set<std::string> names_;
 };
 
+/// Asks an op that multiplies by weights to round its activations, where it and their format allow
+/// it.
+void round_activations(Graph& graph, Node& node, const Op& op, RewriteReport& report) {
+  if (!node.attrs.has("mode") || !is_floating(graph.type(node.inputs[0]).dtype)) {
+    return;
+  }
+  const auto kind = weight_kind(op.name.c_str(), node.attrs);
+  if (op.rounds_activations && kind.fits_int8()) {
+    node.attrs.set("activations", std::string("int8"));
+    ++report.int8[node.kind];
+  } else {
+    ++report.exact[node.kind + " (" + kind.mode + ")"];
+  }
+}
+
 int count_nodes(const Graph& graph) {
   int n = 0;
   for (int id = 0; id < graph.size(); ++id) {
@@ -373,6 +389,9 @@ RewriteReport rewrite(Graph& graph, const RewriteOptions& options) {
   static std::mutex mutex;
   std::lock_guard lock(mutex);
   Chosen chosen(options);
+  if (options.activations != "exact" && options.activations != "int8") {
+    fail("rewrite", "activations must be exact or int8 but got ", options.activations, ".");
+  }
   CanonicaliseOptions canonical{.merge_all = options.merge};
   RewriteReport report;
   report.nodes_before = count_nodes(graph);
@@ -400,9 +419,12 @@ RewriteReport rewrite(Graph& graph, const RewriteOptions& options) {
   report.nodes_after = count_nodes(graph);
   for (int id = 0; id < graph.size(); ++id) {
     auto& node = graph[id];
-    if (find_op(node.kind)) {
+    if (auto* op = find_op(node.kind)) {
       if (options.exact) {
         node.attrs.set("exact", int64_t{1});
+      }
+      if (options.activations == "int8") {
+        round_activations(graph, node, *op, report);
       }
     } else if (node.kind != "input" && node.kind != "constant" && node.kind != "Reshape") {
       ++report.left[node.kind];

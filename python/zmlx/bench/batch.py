@@ -13,7 +13,7 @@ import click
 import mlx.core as mx
 import numpy as np
 
-from zmlx.bench.inference import Options, load_model
+from zmlx.bench.inference import ACTIVATIONS, Options, load_model
 from zmlx.bench.statistics import alternate
 from zmlx.patch import patch, unpatch
 
@@ -62,6 +62,7 @@ def measure(
     max_tokens: int = 32,
     runs: int = 2,
     seed: int = 0,
+    activations: str = "exact",
     told: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Row]:
     """One row a batch size; runs of both sides alternate, each side begins with a short one.
@@ -94,7 +95,7 @@ def measure(
         for side in alternate(runs, runs):
             told(f"batch of {size}: {side}")
             if side == "patched":
-                patch(model)
+                patch(model, activations=activations)
             if side == "patched" or side not in best:  # a fresh patch has no plans yet
                 run(prompts, WARM_UP_TOKENS)
             tokens[side], prompt, generation = run(prompts, max_tokens)
@@ -136,6 +137,7 @@ def numbers(text: str) -> list[int]:
 @click.option("--dtype", help="Of a preset's activations.")
 @click.option("--bits", type=int, default=4, show_default=True, help="A preset's weights.")
 @click.option("--layers", type=int, help="Cuts a preset to so many layers.")
+@click.option("--activations", type=click.Choice(ACTIVATIONS), default="exact", show_default=True)
 @click.option("--threads", type=int, help="For zmlx; by default every core it may use.")
 @click.option("--json", "out", type=click.Path(dir_okay=False, path_type=Path), help="Result.")
 def command(
@@ -147,6 +149,7 @@ def command(
     dtype: str | None,
     bits: int,
     layers: int | None,
+    activations: str,
     threads: int | None,
     out: Path | None,
 ) -> None:
@@ -162,7 +165,8 @@ def command(
     click.echo(
         "batch  prompt tok/s: stock  zmlx      generation tok/s: stock  zmlx      same tokens"
     )
-    for row in measure(loaded, vocabulary, sizes, prompt_tokens, max_tokens, runs):
+    work = (loaded, vocabulary, sizes, prompt_tokens, max_tokens, runs)
+    for row in measure(*work, activations=activations):
         rows.append(asdict(row))
         prompt = row.patched_prompt_tps / row.stock_prompt_tps
         generation = row.patched_generation_tps / row.stock_generation_tps

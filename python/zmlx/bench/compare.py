@@ -35,6 +35,10 @@ class Row:
     verdict: str  # faster, slower (less, more for memory), no difference, or single runs
 
 
+# Settings that older results do not name, and what they were.
+SINCE = {"activations": "exact"}
+
+
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     """What makes two results incomparable: "machine cpu: X and Y"; empty when nothing does."""
     found = [
@@ -45,7 +49,7 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     for part in ("machine", "model", "settings", "environment"):
         sides = [document[part] or {} for document in (a, b)]
         for name in sorted({*sides[0], *sides[1]} - set(MAY_DIFFER)):
-            before, after = (side.get(name) for side in sides)
+            before, after = (side.get(name, SINCE.get(name)) for side in sides)
             if before != after:
                 found.append(f"{part} {name}: {before} and {after}")
     return found

@@ -21,6 +21,7 @@ from zmlx.bench.fidelity import compare_tokens, top_logits
 from zmlx.bench.statistics import Summary, alternate, differ, summarize
 
 WARM_UP_TOKENS = 8
+ACTIVATIONS = ("exact", "int8")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Options:
     seed: int = 0
     threads: int | None = None
     null_run: bool = False
+    activations: str = "exact"
 
     def check(self) -> None:
         """Raises ValueError, in one line, for numbers that cannot be measured."""
@@ -83,6 +85,10 @@ class Options:
         if self.dtype is not None and self.dtype not in presets.DTYPES:
             raise ValueError(
                 f"--dtype must be one of {', '.join(presets.DTYPES)} but got '{self.dtype}'."
+            )
+        if self.activations not in ACTIVATIONS:
+            raise ValueError(
+                f"--activations must be {' or '.join(ACTIVATIONS)} but got '{self.activations}'."
             )
         if self.prompt_text is not None and not self.prompt_text:
             raise ValueError("--prompt-text must not be empty.")
@@ -109,6 +115,23 @@ class Identity:
 
     def unpatch(self, model: Any) -> Any:
         return model
+
+
+class Patch:
+    """`zmlx.patch` with options. Imported late: a null run needs no kernels."""
+
+    def __init__(self, options: Options, **more: Any) -> None:
+        self.options = {"activations": options.activations, **more}
+
+    def patch(self, model: Any) -> Any:
+        from zmlx.patch import patch
+
+        return patch(model, **self.options)
+
+    def unpatch(self, model: Any) -> Any:
+        from zmlx.patch import unpatch
+
+        return unpatch(model)
 
 
 @dataclass(frozen=True)
@@ -280,7 +303,7 @@ class Benchmark:
         """
         self.options.apply_threads()
         if self.patcher is None:
-            self.patcher = Identity() if self.options.null_run else zmlx_patcher()
+            self.patcher = Identity() if self.options.null_run else Patch(self.options)
         self.progress("loading", 0, 0)
         model, tokenizer, config, facts = load_model(self.options)
         prompt = make_prompt(self.options, tokenizer, config)
@@ -383,6 +406,7 @@ class Benchmark:
             "prompt": "random" if self.options.prompt_text is None else "text",
             "threads": machine.threads(),
             "null_run": self.options.null_run,
+            "activations": self.options.activations,
             "order": order,
             "stock": _settings(stock),
             "patched": _settings(patched),
@@ -460,13 +484,6 @@ def _gain(
     return {"gain": gain, "differs": differ(stock, patched)}
 
 
-def zmlx_patcher() -> Patcher:
-    """The real one. Imported late: a null run needs no kernels."""
-    from zmlx import patch
-
-    return patch
-
-
 def report_of(model: Any) -> dict[str, Any] | None:
     """The patch report as plain JSON; None in a null run."""
     report = getattr(model, "zmlx", None)
@@ -475,6 +492,8 @@ def report_of(model: Any) -> dict[str, Any] | None:
     return {
         "patched": report.patched,
         "patterns": dict(report.patterns),
+        "int8": dict(report.int8),
+        "exact": dict(report.exact),
         "nodes_before": report.nodes_before,
         "nodes_after": report.nodes_after,
         "launches": report.launches,

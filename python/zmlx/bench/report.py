@@ -139,10 +139,15 @@ def _machine(result: dict[str, Any]) -> str:
     )
 
 
+def _rounded(settings: dict[str, Any]) -> str:
+    return " with int8 activations" if settings.get("activations") == "int8" else ""
+
+
 def _steps(result: dict[str, Any]) -> str:
     settings = result["settings"]
     null = " (null run: stock in its place)" if settings["null_run"] else ""
     options = " exactly" if settings["exact"] else ""
+    options += _rounded(settings)
     if settings["patterns"] is not None:
         options += f" with {', '.join(settings['patterns'])} only"
     return (
@@ -248,8 +253,9 @@ def _work(result: dict[str, Any]) -> str:
     for variant in ("stock", "patched"):
         share = result["settings"][variant]
         runs = sum(run["variant"] == variant for run in result["runs"])
+        how = _rounded(result["settings"]) if variant == "patched" else ""
         sides.append(
-            f"{variant} {runs} {'run' if runs == 1 else 'runs'} of a prompt of "
+            f"{variant}{how} {runs} {'run' if runs == 1 else 'runs'} of a prompt of "
             f"{share['prompt_tokens']} and {share['max_tokens']} new tokens"
         )
     null = " (null run: both sides are stock)" if result["settings"]["null_run"] else ""

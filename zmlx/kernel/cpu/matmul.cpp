@@ -12,13 +12,13 @@
 namespace zmlx::cpu {
 namespace {
 
-const MatmulKernels* pick_int8() {
-  if (is_restricted()) {
-    return portable_int8_matmul();
-  }
-  for (auto* kernels : {amx_int8_matmul(), vnni_int8_matmul()}) {
-    if (kernels) {
-      return kernels;
+const MatmulKernels* pick_int8(const MatmulShape& shape) {
+  if (!is_restricted()) {
+    for (auto* kernels :
+         {amx_int8_matmul(), vnni_int8_matmul(), int16_matmul(shape, Activations::int8)}) {
+      if (kernels) {
+        return kernels;
+      }
     }
   }
   return portable_int8_matmul();
@@ -76,7 +76,7 @@ bool Matmul::supports(Dtype dtype, WeightFormat format, int64_t k) {
 Matmul::Matmul(Dtype dtype, WeightFormat format, int64_t k, Activations activations, int64_t rows)
     : dtype_(dtype), format_(format), k_(k) {
   MatmulShape shape{dtype, format, k};
-  kernels_ = activations == Activations::int8 ? pick_int8() : pick(shape, rows);
+  kernels_ = activations == Activations::int8 ? pick_int8(shape) : pick(shape, rows);
   prepared_bytes_ = kernels_->prepared_bytes(shape);
 }
 

@@ -1,5 +1,6 @@
 // zmlx/kernel/cpu/matmul_avx2.cpp: bf16 and f16 matmul by AVX2's products of 16-bit integers. Codes
-// are exact; activations become integers that share a power of two in each group.
+// are exact; activations become integers that share a power of two in each group, or integers of 8
+// bits.
 #include "zmlx/kernel/cpu/matmul_kernels.h"
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
@@ -12,6 +13,7 @@
 #include <cstring>
 #include <utility>
 
+#include "zmlx/kernel/cpu/int8.h"
 #include "zmlx/kernel/cpu/minifloat.h"
 
 // An integer keeps every bit of a bf16 value down to 2^-7 of its group's largest, of an f16 value
@@ -131,7 +133,7 @@ float sum_of(__m256 v) {
   return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
 }
 
-/// The power of two that a group's integers are in units of, and its inverse.
+/// What a group's integers are in units of, and its inverse.
 struct Unit {
   float inverse;
   float scale;
@@ -198,6 +200,7 @@ template <int Planes>
 }
 
 /// Writes `count` elements as integers and returns their unit; `count` is a multiple of 16.
+template <Activations A>
 Unit to_integers(Dtype dtype, const uint16_t* from, int64_t count, int16_t* to, float& sum) {
   __m256i most = _mm256_setzero_si256();
   for (int64_t i = 0; i < count; i += 16) {
@@ -209,7 +212,12 @@ Unit to_integers(Dtype dtype, const uint16_t* from, int64_t count, int16_t* to, 
       _mm_set1_epi16(0x7FFF),
       _mm_max_epi16(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1)));
   const __m128i largest = _mm_sub_epi16(_mm_set1_epi16(0x7FFF), _mm_minpos_epu16(least));
-  const Unit unit = unit_of(std::bit_cast<uint32_t>(_mm256_cvtss_f32(to_floats(dtype, largest))));
+  const float magnitude = _mm256_cvtss_f32(to_floats(dtype, largest));
+  Unit unit = unit_of(std::bit_cast<uint32_t>(magnitude));
+  if constexpr (A == Activations::int8) {
+    const auto [inverse_of_int8, scale] = int8_scale(magnitude);
+    unit = {inverse_of_int8, scale};
+  }
   const __m256 inverse = _mm256_set1_ps(unit.inverse);
   __m256i total = _mm256_setzero_si256();
   for (int64_t i = 0; i < count; i += 16) {
@@ -227,7 +235,7 @@ Unit to_integers(Dtype dtype, const uint16_t* from, int64_t count, int16_t* to, 
   return unit;
 }
 
-template <Code C>
+template <Activations A, Code C>
 void prepare_as(const MatmulShape& s, const void* x, std::byte* to) {
   constexpr int count = planes_of(C);
   auto* from = static_cast<const uint16_t*>(x);
@@ -239,7 +247,7 @@ void prepare_as(const MatmulShape& s, const void* x, std::byte* to) {
   for (int64_t g = 0; g < s.groups(); ++g) {
     const int64_t begin = g * s.format.group_size;
     float sum = 0;
-    const Unit unit = to_integers(s.dtype, from + begin, s.format.group_size, row + begin, sum);
+    const Unit unit = to_integers<A>(s.dtype, from + begin, s.format.group_size, row + begin, sum);
     // Twice their value is an integer for the elements of fp4.
     scales[g] = is_affine(C) ? unit.scale : unit.scale * 0.5f;
     if constexpr (is_affine(C)) {
@@ -802,32 +810,34 @@ void run_as(
 /// The functions for one Code.
 struct Functions {
   decltype(&prepared_bytes_as<Code::affine4>) prepared_bytes = nullptr;
-  decltype(&prepare_as<Code::affine4>) prepare = nullptr;
+  decltype(&prepare_as<Activations::exact, Code::affine4>) prepare = nullptr;
   decltype(&run_as<Code::affine4>) run = nullptr;
 };
 
 /// Those of each Code, in its order; none for elements that are no small integers.
+template <Activations A>
 const Functions& functions(const MatmulShape& s) {
   using enum Code;
   static constexpr auto all = []<Code... C>() {
-    return std::array{Functions{}, Functions{prepared_bytes_as<C>, prepare_as<C>, run_as<C>}...};
+    return std::array{Functions{}, Functions{prepared_bytes_as<C>, prepare_as<A, C>, run_as<C>}...};
   };
   static constexpr auto affine =
-      all.operator()<affine2, affine3, affine4, affine5, affine6, affine8>();
+      all.template operator()<affine2, affine3, affine4, affine5, affine6, affine8>();
   static constexpr Functions fp4[] = {
-      {prepared_bytes_as<mxfp4>, prepare_as<mxfp4>, run_as<mxfp4>},
+      {prepared_bytes_as<mxfp4>, prepare_as<A, mxfp4>, run_as<mxfp4>},
       {},
-      {prepared_bytes_as<nvfp4>, prepare_as<nvfp4>, run_as<nvfp4>}};
+      {prepared_bytes_as<nvfp4>, prepare_as<A, nvfp4>, run_as<nvfp4>}};
   const auto at = static_cast<size_t>(code_of(s.format));
   return at < affine.size() ? affine[at] : fp4[at - affine.size()];
 }
 
 size_t prepared_bytes(const MatmulShape& s) {
-  return functions(s).prepared_bytes(s);
+  return functions<Activations::exact>(s).prepared_bytes(s);
 }
 
+template <Activations A>
 void prepare(const MatmulShape& s, const void* x, std::byte* to) {
-  functions(s).prepare(s, x, to);
+  functions<A>(s).prepare(s, x, to);
 }
 
 void run(
@@ -838,16 +848,21 @@ void run(
     size_t row_bytes,
     float* out,
     int64_t ld) {
-  functions(s).run(s, w, outputs, rows, row_bytes, out, ld);
+  functions<Activations::exact>(s).run(s, w, outputs, rows, row_bytes, out, ld);
 }
 
 } // namespace
 
-const MatmulKernels* int16_matmul(const MatmulShape& s) {
+const MatmulKernels* int16_matmul(const MatmulShape& s, Activations activations) {
   // Every CPU with FMA converts float16, too; the compilers' lists do not all name that.
   static const bool here = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  static const MatmulKernels kernels{"AVX2_INT16", prepared_bytes, prepare, run};
-  return here && s.dtype != Dtype::f32 && functions(s).run ? &kernels : nullptr;
+  constexpr auto exact = Activations::exact;
+  constexpr auto int8 = Activations::int8;
+  static const MatmulKernels kernels[] = {
+      {"AVX2_INT16", prepared_bytes, prepare<exact>, run},
+      {"AVX2_INT8", prepared_bytes, prepare<int8>, run}};
+  const bool has = here && s.dtype != Dtype::f32 && functions<exact>(s).run;
+  return has ? &kernels[activations == int8] : nullptr;
 }
 
 } // namespace zmlx::cpu
@@ -856,7 +871,7 @@ const MatmulKernels* int16_matmul(const MatmulShape& s) {
 
 namespace zmlx::cpu {
 
-const MatmulKernels* int16_matmul(const MatmulShape&) {
+const MatmulKernels* int16_matmul(const MatmulShape&, Activations) {
   return nullptr;
 }
 

@@ -654,7 +654,7 @@ const MatmulKernels* vnni_int8_matmul() {
 }
 
 const MatmulKernels* amx_int8_matmul() {
-  static const MatmulKernels kernels{"AMX_INT8", prepared_bytes, prepare, run<true>};
+  static const MatmulKernels kernels{"AMX_INT8", prepared_bytes, prepare, run<true>, true};
   return vnni_int8_matmul() && has_int8_tiles() ? &kernels : nullptr;
 }
 

@@ -89,8 +89,11 @@ const MatmulKernels* bf16_matmul();
 /// fewest.
 const MatmulKernels* amx_bf16_matmul();
 /// AVX2's products of 16-bit integers, for bf16 and f16 activations and codes that are integers, or
-/// half integers; nullptr for other shapes, and where the CPU or the build has none.
-const MatmulKernels* int16_matmul(const MatmulShape& shape);
+/// half integers; nullptr for other shapes, and where the CPU or the build has none. int8
+/// activations are integers of 8 bits in the same place.
+const MatmulKernels* int16_matmul(
+    const MatmulShape& shape,
+    Activations activations = Activations::exact);
 /// Activations rounded to 8 bits, for formats that fit_int8(): in float32 on any CPU; by AVX-512's
 /// sums of products of bytes; the same with AMX's tiles for many rows. The latter are nullptr where
 /// the CPU or the build has none.
