@@ -100,6 +100,8 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 #include "mlx/ops.h"
+#include "zmlx/kernel/cuda/rows.h"
+#include "zmlx/kernel/cuda/weights.h"
 #include "zmlx/ops/check.h"
 
 namespace zmlx {
@@ -166,6 +168,36 @@ CpuKernel kernel(const Types&, const Types&, const Attrs& attrs) {
   }};
 }
 
+cuda::Kernel cuda_kernel(const Types& in, const Types&, const Attrs& attrs, const cuda::Device&) {
+  const auto op = settings(attrs);
+  const int64_t n = in[0].shape.size();
+  if (!cuda::countable({n})) {
+    return {};
+  }
+  auto launch = cuda::thread_a_unit(
+      "adamw.cuh",
+      "adamw_step<" + cuda::text_of(in[0].dtype) + ", " + cuda::text_of(in[1].dtype) + ", " +
+          cuda::text_of(op.bias_correction) + ">",
+      n);
+  launch.arguments = {
+      cuda::in(1),
+      cuda::in(4),
+      cuda::in(5),
+      cuda::out(0),
+      cuda::out(1),
+      cuda::out(2),
+      cuda::i32(n),
+      cuda::f32(op.beta1),
+      cuda::f32(op.beta2),
+      cuda::f32(op.rest1()),
+      cuda::f32(op.rest2()),
+      cuda::f32(logarithm(op.beta1)),
+      cuda::f32(logarithm(op.beta2)),
+      cuda::f32(op.eps),
+      cuda::f32(op.weight_decay)};
+  return {{launch}, 0};
+}
+
 Case example(std::string label, mx::Shape shape, int step, bool correction, bool wide = false) {
   return {
       std::move(label),
@@ -198,6 +230,7 @@ ZMLX_OP(adamw_step)
     .types(types)
     .reference(reference)
     .cpu(kernel)
+    .cuda(cuda_kernel)
     .in_place(0, 0)
     .in_place(1, 2)
     .in_place(2, 3)

@@ -78,6 +78,8 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 #include "mlx/ops.h"
+#include "zmlx/kernel/cuda/rows.h"
+#include "zmlx/kernel/cuda/weights.h"
 #include "zmlx/ops/check.h"
 #include "zmlx/ops/rope.h"
 
@@ -181,6 +183,40 @@ CpuKernel kernel(const Types& in, const Types&, const Attrs& attrs) {
   }};
 }
 
+cuda::Kernel cuda_kernel(const Types& in, const Types&, const Attrs& attrs, const cuda::Device&) {
+  const Shape& table = in[0].shape;
+  cuda::Kernel kernel;
+  for (size_t i = 2; i < in.size(); ++i) {
+    const Shape& x = in[i].shape;
+    const int64_t rows = x.rows();
+    if (x.size() == 0) {
+      continue;
+    }
+    if (!cuda::countable({rows, x[-1]})) {
+      return {};
+    }
+    auto launch = cuda::thread_a_unit(
+        "rotary.cuh",
+        "apply_rope<" + cuda::text_of(in[i].dtype) + ", " + cuda::text_of(in[0].dtype) + ", " +
+            cuda::text_of(attrs.integer("traditional", 0) != 0) + ">",
+        rows * ((x[-1] + 1) / 2));
+    const auto number = static_cast<int>(i);
+    launch.arguments = {
+        cuda::in(number),
+        cuda::in(0),
+        cuda::in(1),
+        cuda::out(number - 2),
+        cuda::i32(rows),
+        cuda::i32(x[-1]),
+        cuda::i32(table[-1]),
+        cuda::i32(table[-2]),
+        cuda::i32(heads_last(attrs) ? x[-2] : 1),
+        cuda::i32(table.rank() == 3 ? rows / table[0] : 0)};
+    kernel.launches.push_back(std::move(launch));
+  }
+  return kernel;
+}
+
 Case example(std::string label, mx::Shape table, std::vector<mx::Shape> shapes, Attrs attrs = {}) {
   return {
       std::move(label),
@@ -222,6 +258,7 @@ ZMLX_OP(apply_rope)
     .types(types)
     .reference(reference)
     .cpu(kernel)
+    .cuda(cuda_kernel)
     .cases({
         example("queries and keys", {37, 32}, {{2, 8, 37, 64}, {2, 2, 37, 64}}),
         example("heads last", {5, 64}, {{1, 5, 4, 128}, {1, 5, 1, 128}}, last),

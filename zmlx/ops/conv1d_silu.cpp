@@ -106,6 +106,8 @@ HWY_AFTER_NAMESPACE();
 #include <cstring>
 
 #include "mlx/ops.h"
+#include "zmlx/kernel/cuda/rows.h"
+#include "zmlx/kernel/cuda/weights.h"
 #include "zmlx/ops/check.h"
 
 namespace zmlx {
@@ -193,6 +195,49 @@ CpuKernel kernel(const Types& in, const Types&, const Attrs&) {
   }};
 }
 
+cuda::Kernel cuda_kernel(const Types& in, const Types&, const Attrs&, const cuda::Device&) {
+  const auto op = settings(in);
+  const int64_t kept = op.taps - 1;
+  const auto dtype = cuda::text_of(in[0].dtype);
+  if (!cuda::countable({op.batch, op.channels, op.tokens + op.taps}) ||
+      !cuda::countable({(in[0].shape.size() + in[2].shape.size()) / 256 + 1})) {
+    return {};
+  }
+  cuda::Kernel kernel;
+  if (op.tokens) {
+    auto launch = cuda::thread_a_unit(
+        "convolution.cuh", "conv1d_silu<" + dtype + ">", op.batch * op.tokens * op.channels);
+    launch.arguments = {
+        cuda::in(0),
+        cuda::in(1),
+        cuda::in(2),
+        cuda::out(0),
+        cuda::i32(op.batch),
+        cuda::i32(op.tokens),
+        cuda::i32(op.channels),
+        cuda::i32(op.taps)};
+    kernel.launches.push_back(std::move(launch));
+  }
+  if (kept) {
+    const bool own_lengths = in.size() == 4;
+    auto launch = cuda::thread_a_unit(
+        "convolution.cuh",
+        "conv1d_state<" + dtype + ", " + cuda::text_of(own_lengths) + ">",
+        op.batch * kept * op.channels);
+    launch.arguments = {
+        cuda::in(0),
+        cuda::in(2),
+        cuda::in(own_lengths ? 3 : 2),
+        cuda::out(1),
+        cuda::i32(op.batch),
+        cuda::i32(op.tokens),
+        cuda::i32(op.channels),
+        cuda::i32(kept)};
+    kernel.launches.push_back(std::move(launch));
+  }
+  return kernel;
+}
+
 Case example(std::string label, mx::Shape shape, int taps, std::vector<int> lengths = {}) {
   return {
       std::move(label),
@@ -220,6 +265,7 @@ ZMLX_OP(conv1d_silu)
     .types(types)
     .reference(reference)
     .cpu(kernel)
+    .cuda(cuda_kernel)
     .cases({
         example("decode", {2, 1, 512}, 4),
         example("prompt", {2, 37, 129}, 4),

@@ -89,6 +89,8 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 #include "mlx/ops.h"
+#include "zmlx/kernel/cuda/rows.h"
+#include "zmlx/kernel/cuda/weights.h"
 #include "zmlx/ops/check.h"
 
 namespace zmlx {
@@ -183,6 +185,38 @@ CpuKernel kernel(const Types& in, const Types&, const Attrs& attrs) {
   }};
 }
 
+cuda::Kernel
+cuda_kernel(const Types& in, const Types& out, const Attrs& attrs, const cuda::Device&) {
+  const auto op = settings(in, attrs);
+  const Shape& y = out[0].shape;
+  const auto& [rows, columns, channels] = op;
+  const int64_t far_row = rows.out * rows.stride + rows.taps;
+  const int64_t far_column = columns.out * columns.stride + columns.taps;
+  if (!cuda::countable({y[0], y[1], y[2], y[3], far_row, far_column}) ||
+      !cuda::countable({(y.size() + 255) / 256})) {
+    return {};
+  }
+  auto launch = cuda::thread_a_unit(
+      "convolution.cuh", "depthwise_conv<" + cuda::text_of(in[0].dtype) + ">", y.size());
+  launch.arguments = {
+      cuda::in(0),
+      cuda::in(1),
+      cuda::out(0),
+      cuda::i32(y[0]),
+      cuda::i32(rows.in),
+      cuda::i32(columns.in),
+      cuda::i32(rows.out),
+      cuda::i32(columns.out),
+      cuda::i32(channels),
+      cuda::i32(rows.taps),
+      cuda::i32(columns.taps),
+      cuda::i32(rows.stride),
+      cuda::i32(columns.stride),
+      cuda::i32(rows.padding),
+      cuda::i32(columns.padding)};
+  return {{launch}, 0};
+}
+
 Case example(
     std::string label,
     mx::Shape x,
@@ -209,6 +243,7 @@ ZMLX_OP(depthwise_conv)
     .types(types)
     .reference(reference)
     .cpu(kernel)
+    .cuda(cuda_kernel)
     .cases({
         example("3x3", {2, 17, 19, 64}, {3, 3}, {1, 1}, {1, 1}),
         example("strides", {1, 31, 33, 7}, {5, 3}, {2, 3}, {2, 0}),

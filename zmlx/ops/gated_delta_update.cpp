@@ -167,7 +167,12 @@ void gated_delta_kernel(const GatedDelta& op, const Call& call, Range units) {
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
+#include <bit>
+#include <limits>
+
 #include "mlx/ops.h"
+#include "zmlx/kernel/cuda/rows.h"
+#include "zmlx/kernel/cuda/weights.h"
 #include "zmlx/ops/check.h"
 
 namespace zmlx {
@@ -271,6 +276,38 @@ CpuKernel kernel(const Types& in, const Types&, const Attrs&) {
   }};
 }
 
+cuda::Kernel cuda_kernel(const Types& in, const Types&, const Attrs&, const cuda::Device&) {
+  const auto op = settings(in);
+  const int64_t rows = op.batch * op.v_heads * op.value;
+  if (op.key > GatedDelta::max_key || !cuda::countable({rows, op.key}) ||
+      op.tokens > std::numeric_limits<int32_t>::max()) {
+    return {};
+  }
+  auto launch = cuda::warp_a_row("delta.cuh", "gated_delta<", rows);
+  launch.grid[0] = static_cast<uint32_t>((rows + 3) / 4);
+  launch.block[0] = 128;
+  const auto per_lane = std::bit_ceil(static_cast<uint64_t>((op.key + 31) / 32));
+  launch.kernel += cuda::text_of(in[0].dtype) + ", " + cuda::text_of(in[3].dtype) + ", " +
+      cuda::text_of(in[4].dtype) + ", " + cuda::text_of(op.wide_gate) + ", " +
+      cuda::text_of(op.masked) + ", " + std::to_string(per_lane) + ">";
+  launch.arguments = {
+      cuda::in(0),
+      cuda::in(1),
+      cuda::in(2),
+      cuda::in(3),
+      cuda::in(4),
+      cuda::in(op.masked ? 6 : 4),
+      cuda::out(0),
+      cuda::out(1),
+      cuda::i32(rows),
+      cuda::i32(op.tokens),
+      cuda::i32(op.k_heads),
+      cuda::i32(op.v_heads),
+      cuda::i32(op.key),
+      cuda::i32(op.value)};
+  return {{launch}, 0};
+}
+
 struct Example {
   int batch = 1;
   int tokens = 1;
@@ -323,6 +360,7 @@ ZMLX_OP(gated_delta_update)
     .types(types)
     .reference(reference)
     .cpu(kernel)
+    .cuda(cuda_kernel)
     .in_place(1, 5)
     .cases({
         example("decode", {.batch = 2, .key = 128, .value = 48}),

@@ -49,6 +49,7 @@ HWY_AFTER_NAMESPACE();
 #include "mlx/fast.h"
 #include "mlx/ops.h"
 #include "zmlx/ops/check.h"
+#include "zmlx/ops/formula.h"
 
 namespace zmlx {
 
@@ -85,6 +86,13 @@ CpuKernel kernel(const Types&, const Types&, const Attrs& attrs) {
   }};
 }
 
+Formula formula(const Types&, const Attrs& attrs) {
+  return {
+      "x * rsqrt(row_mean(x * x) + eps) * weight * silu(gate)",
+      {{"x", 0}, {"gate", 1}, {"weight", 2}},
+      {{"eps", attrs.real("eps", 1e-6)}}};
+}
+
 Case example(std::string label, mx::Shape shape) {
   return {
       std::move(label),
@@ -108,6 +116,7 @@ ZMLX_OP(gated_rms_norm)
     .types(types)
     .reference(reference)
     .cpu(kernel)
+    .cuda(FormulaKernel{name, formula})
     .cases({
         example("decode", {1, 1, 32, 128}),
         example("prompt", {2, 37, 64}),

@@ -4,6 +4,8 @@
 
 #include "mlx/ops.h"
 #include "zmlx/kernel/cpu/rows.h"
+#include "zmlx/kernel/cuda/rows.h"
+#include "zmlx/kernel/cuda/weights.h"
 #include "zmlx/ops/check.h"
 
 namespace zmlx {
@@ -149,6 +151,42 @@ CpuKernel kernel(const Types& in, const Types&, const Attrs& attrs) {
       op.sorted ? pairs * sizeof(uint32_t) : 0};
 }
 
+cuda::Kernel
+cuda_kernel(const Types& in, const Types& out, const Attrs& attrs, const cuda::Device&) {
+  const auto op = settings(attrs);
+  const int64_t pairs = in[1].shape.size();
+  const int64_t tokens = out[0].shape.rows();
+  const int64_t width = out[0].shape[-1];
+  if (!cuda::countable({pairs, tokens, width})) {
+    return {};
+  }
+  cuda::Kernel kernel;
+  if (op.sorted) {
+    auto invert = cuda::thread_a_unit("route.cuh", "invert_order", pairs);
+    invert.arguments = {cuda::in(2), cuda::scratch(), cuda::i32(pairs)};
+    kernel.launches.push_back(std::move(invert));
+    kernel.scratch = static_cast<size_t>(pairs) * sizeof(uint32_t);
+  }
+  const auto pack = static_cast<int64_t>(16 / size_of(in[0].dtype));
+  auto combine = cuda::thread_a_unit(
+      "route.cuh",
+      "combine_rows<" + cuda::text_of(in[0].dtype) + ", " + cuda::text_of(in[1].dtype) + ", " +
+          cuda::text_of(op.sorted) + ", " + cuda::text_of(op.residual) + ">",
+      tokens * ((width + pack - 1) / pack));
+  combine.arguments = {
+      cuda::in(0),
+      cuda::in(1),
+      cuda::in(op.sorted ? 2 : 1),
+      op.sorted ? cuda::scratch() : cuda::in(1),
+      cuda::in(static_cast<int>(in.size()) - 1),
+      cuda::out(0),
+      cuda::i32(tokens),
+      cuda::i32(in[1].shape[-1]),
+      cuda::i32(width)};
+  kernel.launches.push_back(std::move(combine));
+  return kernel;
+}
+
 Case example(std::string label, mx::Shape weights, int n, Attrs attrs) {
   return {
       std::move(label),
@@ -190,6 +228,7 @@ ZMLX_OP(moe_combine)
     .types(types)
     .reference(reference)
     .cpu(kernel)
+    .cuda(cuda_kernel)
     .cases({
         example("tokens", {37, 8}, 256, {}),
         example("residual", {2, 5, 4}, 33, residual),

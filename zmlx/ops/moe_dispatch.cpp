@@ -5,12 +5,15 @@
 
 #include "mlx/ops.h"
 #include "mlx/random.h"
+#include "zmlx/kernel/cuda/rows.h"
+#include "zmlx/kernel/cuda/weights.h"
 #include "zmlx/ops/check.h"
 
 namespace zmlx {
 namespace {
 
 constexpr const char* name = "moe_dispatch";
+constexpr int64_t most_pairs = 1 << 17; // that a GPU sorts by counting
 
 Types types(const Types& in, const Attrs&) {
   expect_inputs(name, in, 2);
@@ -88,6 +91,30 @@ CpuKernel kernel(const Types& in, const Types&, const Attrs&) {
   return {run, static_cast<size_t>(in[1].shape.size()) * sizeof(uint64_t)};
 }
 
+/// Each pair is compared to all others: for more than a long prompt has there is none.
+cuda::Kernel cuda_kernel(const Types& in, const Types&, const Attrs&, const cuda::Device&) {
+  const int64_t pairs = in[1].shape.size();
+  const int64_t width = in[0].shape[-1];
+  if (!cuda::countable({pairs, width}) || pairs > most_pairs) {
+    return {};
+  }
+  auto sort = cuda::thread_a_unit("route.cuh", "sort_pairs", pairs);
+  sort.arguments = {cuda::in(1), cuda::out(1), cuda::out(2), cuda::i32(pairs)};
+  const auto pack = static_cast<int64_t>(16 / size_of(in[0].dtype));
+  auto copy = cuda::thread_a_unit(
+      "route.cuh",
+      "dispatch_rows<" + cuda::text_of(in[0].dtype) + ">",
+      pairs * ((width + pack - 1) / pack));
+  copy.arguments = {
+      cuda::in(0),
+      cuda::out(2),
+      cuda::out(0),
+      cuda::i32(pairs),
+      cuda::i32(in[1].shape[-1]),
+      cuda::i32(width)};
+  return {{sort, copy}, 0};
+}
+
 Case example(std::string label, mx::Shape x, int experts, int chosen) {
   return {
       std::move(label),
@@ -115,6 +142,7 @@ ZMLX_OP(moe_dispatch)
     .reference(reference)
     .gradient(gradient)
     .cpu(kernel)
+    .cuda(cuda_kernel)
     .cases({
         example("prompt", {2, 37, 64}, 16, 4),
         example("token", {1, 33}, 8, 8),

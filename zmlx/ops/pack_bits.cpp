@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "mlx/ops.h"
+#include "zmlx/kernel/cuda/rows.h"
 #include "zmlx/ops/check.h"
 
 namespace zmlx {
@@ -116,6 +117,16 @@ void unpack(const Call& call, Member& member) {
   }
 }
 
+/// Either kernel: a thread a byte of bits.
+cuda::Kernel launch_bytes(const char* kernel, int64_t bytes, int64_t bits) {
+  if (!cuda::countable({(bytes + 255) / 256})) {
+    return {};
+  }
+  auto launch = cuda::thread_a_unit("bits.cuh", kernel, bytes);
+  launch.arguments = {cuda::in(0), cuda::out(0), cuda::extent(bits)};
+  return {{launch}, 0};
+}
+
 Case packed(std::string name, mx::Shape shape) {
   return {
       std::move(name),
@@ -147,6 +158,9 @@ ZMLX_OP(pack_bits)
     .types(pack_types)
     .reference(pack_reference)
     .cpu([](const Types&, const Types&, const Attrs&) { return CpuKernel{pack}; })
+    .cuda([](const Types& in, const Types& out, const Attrs&, const cuda::Device&) {
+      return launch_bytes("pack_bits", out[0].shape.size(), in[0].shape.size());
+    })
     .cases({
         packed("rows", {37, 512}),
         packed("prime", {1009}),
@@ -165,6 +179,9 @@ ZMLX_OP(unpack_bits)
     .types(unpack_types)
     .reference(unpack_reference)
     .cpu([](const Types&, const Types&, const Attrs&) { return CpuKernel{unpack}; })
+    .cuda([](const Types& in, const Types& out, const Attrs&, const cuda::Device&) {
+      return launch_bytes("unpack_bits", in[0].shape.size(), out[0].shape.size());
+    })
     .cases({
         unpacked("flat", {301}, {}),
         unpacked("shape", {5}, shaped({3, 13})),

@@ -302,7 +302,11 @@ void paged_attention_kernel(const Paged& op, const Call& call, Member& member) {
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
+#include <bit>
+
 #include "mlx/ops.h"
+#include "zmlx/kernel/cuda/rows.h"
+#include "zmlx/kernel/cuda/weights.h"
 #include "zmlx/ops/check.h"
 
 namespace zmlx {
@@ -409,6 +413,56 @@ CpuKernel kernel(const Types& in, const Types&, const Attrs& attrs) {
   return {run, static_cast<size_t>(op.items() * op.splits() * op.part_floats()) * sizeof(float)};
 }
 
+cuda::Kernel
+cuda_kernel(const Types& in, const Types&, const Attrs& attrs, const cuda::Device& device) {
+  const auto op = settings(in, attrs);
+  const int64_t heads = op.batch * op.q_heads;
+  const int64_t widest = std::max(op.width, op.value_width);
+  if (widest > Paged::max_width ||
+      !cuda::countable(
+          {heads, op.width, op.value_width, op.blocks, op.block_size, op.table_blocks})) {
+    return {};
+  }
+  // Two blocks a multiprocessor, each warp of which has at least 32 keys where all are there.
+  const int64_t room = op.table_blocks * op.block_size;
+  const int64_t splits = std::clamp<int64_t>(2 * device.multiprocessors / heads, 1, room / 128 + 1);
+  const int64_t parts = 4 * splits;
+  const auto dtype = cuda::text_of(in[0].dtype);
+  cuda::Launch attend;
+  attend.source = "paged.cuh";
+  attend.kernel = "paged_attention<" + dtype + ", " +
+      std::to_string(std::bit_ceil(static_cast<uint64_t>((widest + 31) / 32))) + ">";
+  attend.grid = {static_cast<uint32_t>(heads), static_cast<uint32_t>(splits), 1};
+  attend.block[0] = 128;
+  for (int i = 0; i < 5; ++i) {
+    attend.arguments.push_back(cuda::in(i));
+  }
+  attend.arguments.insert(
+      attend.arguments.end(),
+      {cuda::scratch(),
+       cuda::i32(op.q_heads),
+       cuda::i32(op.kv_heads),
+       cuda::i32(op.width),
+       cuda::i32(op.value_width),
+       cuda::i32(op.blocks),
+       cuda::i32(op.block_size),
+       cuda::i32(op.table_blocks),
+       cuda::f32(static_cast<double>(op.scale))});
+  cuda::Launch merge;
+  merge.source = "paged.cuh";
+  merge.kernel = "merge_parts<" + dtype + ">";
+  merge.grid[0] = static_cast<uint32_t>(heads);
+  merge.block[0] = 128;
+  merge.arguments = {
+      cuda::scratch(),
+      cuda::in(4),
+      cuda::out(0),
+      cuda::i32(op.q_heads),
+      cuda::i32(parts),
+      cuda::i32(op.value_width)};
+  return {{attend, merge}, static_cast<size_t>(heads * parts * (op.value_width + 2)) * 4};
+}
+
 struct Example {
   int batch = 2;
   int q_heads = 8;
@@ -456,6 +510,7 @@ ZMLX_OP(paged_attention)
     .types(types)
     .reference(reference)
     .cpu(kernel)
+    .cuda(cuda_kernel)
     .cases({
         example("two sequences", {}),
         example(

@@ -177,6 +177,8 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 #include "mlx/ops.h"
+#include "zmlx/kernel/cuda/rows.h"
+#include "zmlx/kernel/cuda/weights.h"
 #include "zmlx/ops/check.h"
 
 namespace zmlx {
@@ -255,6 +257,31 @@ CpuKernel kernel(const Types& in, const Types&, const Attrs& attrs) {
       }};
 }
 
+cuda::Kernel
+cuda_kernel(const Types& in, const Types& out, const Attrs& attrs, const cuda::Device&) {
+  const auto op = settings(in, attrs);
+  const Shape& y = out[0].shape;
+  if (!cuda::countable({y[0], y[1], y[2], y[3], op.rows.in, op.columns.in}) ||
+      !cuda::countable({(y.size() + 255) / 256})) {
+    return {};
+  }
+  auto launch = cuda::thread_a_unit(
+      "resize.cuh",
+      "resize_bilinear<" + cuda::text_of(in[0].dtype) + ", " +
+          cuda::text_of(op.rows.align_corners) + ">",
+      y.size());
+  launch.arguments = {
+      cuda::in(0),
+      cuda::out(0),
+      cuda::i32(y[0]),
+      cuda::i32(op.rows.in),
+      cuda::i32(op.columns.in),
+      cuda::i32(y[1]),
+      cuda::i32(y[2]),
+      cuda::i32(y[3])};
+  return {{launch}, 0};
+}
+
 Case example(std::string label, mx::Shape x, std::vector<int64_t> to, bool corners = false) {
   return {
       std::move(label),
@@ -273,6 +300,7 @@ ZMLX_OP(resize_bilinear)
     .types(types)
     .reference(reference)
     .cpu(kernel)
+    .cuda(cuda_kernel)
     .cases({
         example("larger", {2, 17, 13, 3}, {33, 31}),
         example("smaller", {1, 32, 31, 33}, {7, 11}),

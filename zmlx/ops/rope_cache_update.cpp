@@ -152,6 +152,8 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 #include "mlx/ops.h"
 #include "mlx/random.h"
+#include "zmlx/kernel/cuda/rows.h"
+#include "zmlx/kernel/cuda/weights.h"
 #include "zmlx/ops/check.h"
 #include "zmlx/ops/rope.h"
 
@@ -291,6 +293,43 @@ CpuKernel kernel(const Types& in, const Types&, const Attrs& attrs) {
   }};
 }
 
+cuda::Kernel cuda_kernel(const Types& in, const Types&, const Attrs& attrs, const cuda::Device&) {
+  const auto op = settings(in, attrs);
+  const int64_t rows = op.batch * op.tokens * op.heads();
+  if (!cuda::countable({rows, op.width, op.blocks}) || op.positions == 0) {
+    return {};
+  }
+  const std::string flags = ", " + cuda::text_of(op.rope.traditional) + ", " +
+      cuda::text_of(op.heads_first) + ", " + cuda::text_of(op.paged) + ">";
+  auto launch = cuda::thread_a_unit(
+      "rotary.cuh",
+      "rope_cache_update<" + cuda::text_of(in[0].dtype) + ", " + cuda::text_of(in[3].dtype) + flags,
+      rows * ((std::max(op.width, op.value_width) + 1) / 2));
+  const auto cache = static_cast<int>(in.size()) - 2;
+  for (int i = 0; i < 6; ++i) {
+    launch.arguments.push_back(cuda::in(i));
+  }
+  launch.arguments.insert(
+      launch.arguments.end(),
+      {cuda::in(op.paged ? 6 : 5),
+       cuda::out(0),
+       cuda::out(1),
+       cuda::out(2),
+       cuda::in_dim(cache, op.heads_first ? 2 : 1),
+       cuda::i32(rows),
+       cuda::i32(op.tokens),
+       cuda::i32(op.q_heads),
+       cuda::i32(op.kv_heads),
+       cuda::i32(op.width),
+       cuda::i32(op.value_width),
+       cuda::i32(op.rope.dims / 2),
+       cuda::i32(op.positions),
+       cuda::i32(op.blocks),
+       cuda::i32(op.table_blocks),
+       cuda::i32(op.own_offsets)});
+  return {{launch}, 0};
+}
+
 /// Only the new rows of the caches are written; the rest stays where it is.
 size_t traffic(const Types& in, const Types&, const Attrs&) {
   return 2 * (in[0].bytes() + in[1].bytes() + in[2].bytes());
@@ -357,6 +396,7 @@ ZMLX_OP(rope_cache_update)
     .types(types)
     .reference(reference)
     .cpu(kernel)
+    .cuda(cuda_kernel)
     .traffic(traffic)
     .in_place(1, -2)
     .in_place(2, -1)

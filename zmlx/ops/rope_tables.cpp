@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "mlx/ops.h"
+#include "zmlx/kernel/cuda/rows.h"
 #include "zmlx/ops/check.h"
 
 namespace zmlx {
@@ -54,6 +55,24 @@ CpuKernel kernel(const Types&, const Types&, const Attrs& attrs) {
   }};
 }
 
+cuda::Kernel cuda_kernel(const Types&, const Types& out, const Attrs& attrs, const cuda::Device&) {
+  const Shape& table = out[0].shape;
+  if (!cuda::countable({table.rows(), table[-1]})) {
+    return {};
+  }
+  auto launch = cuda::thread_a_unit("rotary.cuh", "rope_tables", table.size());
+  launch.arguments = {
+      cuda::in(0),
+      cuda::in(1),
+      cuda::out(0),
+      cuda::out(1),
+      cuda::i32(table.rows()),
+      cuda::i32(table[-2]),
+      cuda::i32(table[-1]),
+      cuda::f32(attrs.real("scale", 1))};
+  return {{launch}, 0};
+}
+
 Case example(std::string label, Arrays offset, int tokens, int half, double scale) {
   return {
       std::move(label),
@@ -76,6 +95,7 @@ ZMLX_OP(rope_tables)
     .types(types)
     .reference(reference)
     .cpu(kernel)
+    .cuda(cuda_kernel)
     .cases({
         example("one offset", {mx::array(7)}, 37, 32, 1),
         example("own offsets", {mx::array({3, 0, 100})}, 5, 33, 0.5),

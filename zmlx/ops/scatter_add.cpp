@@ -5,6 +5,8 @@
 #include "mlx/ops.h"
 #include "mlx/random.h"
 #include "zmlx/kernel/cpu/rows.h"
+#include "zmlx/kernel/cuda/rows.h"
+#include "zmlx/kernel/cuda/weights.h"
 #include "zmlx/ops/indices.h"
 
 namespace zmlx {
@@ -12,6 +14,7 @@ namespace {
 
 constexpr const char* name = "scatter_add";
 constexpr int64_t block = 1024; // elements of a row that are summed at a time
+constexpr int64_t most_looks = int64_t{1} << 31; // of a GPU's blocks at indices
 
 Types types(const Types& in, const Attrs& attrs) {
   if (in.size() < 2 || in.size() > 3) {
@@ -136,6 +139,32 @@ CpuKernel kernel(const Types& in, const Types&, const Attrs& attrs) {
   return {run, (rows + 2) * sizeof(int64_t) + static_cast<size_t>(count) * sizeof(uint32_t)};
 }
 
+/// Each row's block looks at all indices: for tables or updates so large that this would take long
+/// there is none.
+cuda::Kernel cuda_kernel(const Types& in, const Types& out, const Attrs&, const cuda::Device&) {
+  const int64_t count = in[0].shape.size();
+  const Shape& table = out[0].shape;
+  const int64_t pieces = (table[1] + 255) / 256;
+  if (!cuda::countable({table[0], table[1]}) || pieces > 65535 || count * table[0] > most_looks) {
+    return {};
+  }
+  cuda::Launch launch;
+  launch.source = "route.cuh";
+  launch.kernel = "scatter_add<" + cuda::text_of(in[1].dtype) + ", " +
+      cuda::index_text(in[0].dtype) + ", " + cuda::text_of(in.size() > 2) + ">";
+  launch.grid = {static_cast<uint32_t>(table[0]), static_cast<uint32_t>(pieces), 1};
+  launch.block[0] = 256;
+  launch.arguments = {
+      cuda::in(0),
+      cuda::in(1),
+      cuda::in(in.size() > 2 ? 2 : 1),
+      cuda::out(0),
+      cuda::i32(count),
+      cuda::i32(table[0]),
+      cuda::i32(table[1])};
+  return {{launch}, 0};
+}
+
 Case example(std::string label, mx::Shape indices, int rows, int n, bool onto) {
   return {
       std::move(label),
@@ -161,11 +190,13 @@ ZMLX_OP(scatter_add)
         "A table [rows, N], zeros or `onto`, to whose row indices[..] (int32, uint32 or int64; "
         "negative ones count from the end) each of the updates [.., N] is added, in the updates' "
         "dtype. Sums are taken in float32 in the updates' order and rounded once: the same bits for "
-        "any number of threads. An index outside the table is an error.")
+        "any number of threads. An index outside the table is an error; on a GPU, "
+        "which cannot raise one, its update is left out.")
     .types(types)
     .reference(reference)
     .gradient(gradient)
     .cpu(kernel)
+    .cuda(cuda_kernel)
     .cases({
         example("rows", {200}, 37, 256, false),
         example("onto", {5, 13}, 31, 33, true),

@@ -5,6 +5,8 @@
 #include "mlx/ops.h"
 #include "mlx/random.h"
 #include "zmlx/kernel/cpu/softmax.h"
+#include "zmlx/kernel/cuda/rows.h"
+#include "zmlx/kernel/cuda/weights.h"
 #include "zmlx/ops/indices.h"
 
 namespace zmlx {
@@ -149,6 +151,39 @@ CpuKernel backward_kernel(const Types&, const Types&, const Attrs& attrs) {
   }};
 }
 
+/// Either kernel: a block a row.
+cuda::Kernel launch_rows(const char* kernel, const Loss& op, const Types& in) {
+  const Shape& logits = in[0].shape;
+  if (!cuda::countable({logits.rows(), logits[-1]})) {
+    return {};
+  }
+  cuda::Launch launch;
+  launch.source = "cross_entropy.cuh";
+  launch.kernel = std::string(kernel) + "<" + cuda::text_of(in[0].dtype) + ", " +
+      cuda::index_text(in[1].dtype) + ">";
+  launch.grid[0] = static_cast<uint32_t>(logits.rows());
+  launch.block[0] = 256;
+  for (size_t i = 0; i < in.size(); ++i) {
+    launch.arguments.push_back(cuda::in(static_cast<int>(i)));
+  }
+  launch.arguments.insert(
+      launch.arguments.end(),
+      {cuda::out(0),
+       cuda::extent(op.ignored),
+       cuda::i32(logits[-1]),
+       cuda::f32(static_cast<double>(op.smoothing))});
+  return {{launch}, 0};
+}
+
+cuda::Kernel cuda_kernel(const Types& in, const Types&, const Attrs& attrs, const cuda::Device&) {
+  return launch_rows("cross_entropy", settings(name, attrs), in);
+}
+
+cuda::Kernel
+backward_cuda_kernel(const Types& in, const Types&, const Attrs& attrs, const cuda::Device&) {
+  return launch_rows("cross_entropy_backward", settings(backward, attrs), in);
+}
+
 Case example(std::string label, mx::Shape shape, bool dy, Attrs attrs = {}) {
   return {
       std::move(label),
@@ -183,7 +218,7 @@ ZMLX_OP(softmax_cross_entropy)
         "logsumexp(logits) - logits[target] for each row of logits [.., N] and its class number, "
         "targets [..] (int32, uint32 or int64): the loss [..] in float32. Rows whose target is "
         "ignore_index give 0 and no gradient; any other target outside [0, N) is an error when it "
-        "runs. label_smoothing a: the target has 1 - a, and all classes share a (Szegedy et al., "
+        "runs; on a GPU, which cannot raise one, its loss and gradient are NaN. label_smoothing a: the target has 1 - a, and all classes share a (Szegedy et al., "
         "2016). The gradient is one kernel too.")
     .function(
         {{"ignore_index", "the target of rows that do not count", int64_t{-100}},
@@ -192,6 +227,7 @@ ZMLX_OP(softmax_cross_entropy)
     .reference(reference)
     .gradient(gradient)
     .cpu(kernel)
+    .cuda(cuda_kernel)
     .cases(examples(false));
 
 ZMLX_OP(softmax_cross_entropy_backward)
@@ -202,6 +238,7 @@ ZMLX_OP(softmax_cross_entropy_backward)
     .types(backward_types)
     .reference(backward_reference)
     .cpu(backward_kernel)
+    .cuda(backward_cuda_kernel)
     .cases(examples(true));
 
 } // namespace zmlx
