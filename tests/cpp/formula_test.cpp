@@ -1,8 +1,11 @@
-// tests/cpp/formula_test.cpp: ops that are written in the kernel language compute their reference,
-// and their kernels are printed for GPUs.
+// tests/cpp/formula_test.cpp: ops that are written in the kernel language compute their reference:
+// as graphs, and as Metal kernels that the MSL front end runs on the CPU. For CUDA they are printed
+// here, and run by cuda_kernels_test.cpp.
 #include "zmlx/ops/formula.h"
 
 #include "op_testing.h"
+#include "zmlx/runtime/formula_metal.h"
+#include "zmlx/runtime/jit.h"
 
 namespace zmlx {
 namespace {
@@ -45,6 +48,34 @@ TEST_P(FormulaTest, computes_the_reference) {
     auto want = op->reference(in_float32(inputs), example.attrs)[0];
     expect_close(got, want, testing::tolerance_of(dtype));
   }
+}
+
+TEST_P(FormulaTest, computes_the_reference_as_a_metal_kernel) {
+  if (!jit::available()) {
+    GTEST_SKIP() << "there is no C++ compiler";
+  }
+  auto [op, dtype] = GetParam();
+  size_t ran = 0;
+  for (auto& example : op->cases) {
+    SCOPED_TRACE(example.name);
+    auto inputs = example.inputs(dtype);
+    for (auto& x : inputs) {
+      x = mx::contiguous(x);
+    }
+    mx::eval(inputs);
+    auto types = types_of(inputs);
+    if (!formula_of(*op)->fits(types, example.attrs)) {
+      continue;
+    }
+    auto out = op->types(types, example.attrs);
+    auto [views, rows] = formula_metal(*formula_of(*op), inputs, out[0], example.attrs);
+    auto got = MetalKernel(rows.source, false)(views, rows.call, mx::Device::cpu)[0];
+    EXPECT_EQ(type_of(got), out[0]);
+    auto want = op->reference(in_float32(inputs), example.attrs)[0];
+    expect_close(got, want, testing::tolerance_of(dtype));
+    ++ran;
+  }
+  EXPECT_GT(ran, 0u);
 }
 
 TEST_P(FormulaTest, has_a_cuda_kernel_for_every_case) {

@@ -12,7 +12,7 @@
 #include "zmlx/graph/capture.h"
 #include "zmlx/kernel/lang/parse.h"
 #include "zmlx/runtime/expression_graph.h"
-#include "zmlx/runtime/rowwise_gpu.h"
+#include "zmlx/runtime/formula_metal.h"
 
 namespace zmlx {
 namespace {
@@ -104,6 +104,33 @@ Kernel& kernel_of(const std::string& op, const Bound& of, Dtype out) {
   return *kernel;
 }
 
+/// What a Metal kernel reads, and the kernel.
+struct Viewed {
+  Arrays inputs;
+  Kernel& kernel;
+};
+
+Viewed viewed(const FormulaKernel& formula, const Arrays& inputs, Dtype out, const Attrs& attrs) {
+  Types in;
+  for (auto& x : inputs) {
+    in.push_back(type_of(x));
+  }
+  auto of = bound(formula.formula(in, attrs), in);
+  Viewed made{{}, kernel_of(formula.op, of, out)};
+  for (size_t i = 0; i < of.types.size(); ++i) {
+    auto& input = of.formula.inputs[i];
+    auto& x = inputs[static_cast<size_t>(input.input)];
+    auto& view = made.inputs.emplace_back(mlx_shape(of.shape), x.dtype(), nullptr, Arrays{});
+    auto& strides = of.strides[i];
+    view.copy_shared_buffer(x, {strides.begin(), strides.end()}, {}, x.data_size(), input.begin);
+    view.set_status(mx::array::Status::available);
+  }
+  for (auto& [name, value] : of.formula.numbers) {
+    made.inputs.emplace_back(static_cast<float>(value));
+  }
+  return made;
+}
+
 } // namespace
 
 bool FormulaKernel::fits(const Types& in, const Attrs& attrs) const {
@@ -150,25 +177,19 @@ void FormulaKernel::run_metal(
     Arrays& outputs,
     const Attrs& attrs,
     const mx::Stream& s) const {
-  Types in;
-  for (auto& x : inputs) {
-    in.push_back(type_of(x));
-  }
-  auto of = bound(formula(in, attrs), in);
-  auto& kernel = kernel_of(op, of, dtype_of(outputs[0].dtype()));
-  Arrays views;
-  for (size_t i = 0; i < of.types.size(); ++i) {
-    auto& input = of.formula.inputs[i];
-    auto& x = inputs[static_cast<size_t>(input.input)];
-    auto& view = views.emplace_back(mlx_shape(of.shape), x.dtype(), nullptr, Arrays{});
-    auto& strides = of.strides[i];
-    view.copy_shared_buffer(x, {strides.begin(), strides.end()}, {}, x.data_size(), input.begin);
-  }
-  for (auto& [name, value] : of.formula.numbers) {
-    views.emplace_back(static_cast<float>(value));
-  }
+  auto [views, kernel] = viewed(*this, inputs, dtype_of(outputs[0].dtype()), attrs);
   auto made = rows_metal(kernel.text(), views, {outputs[0].shape()}, s);
   made[0].primitive().eval_gpu(made[0].inputs(), outputs);
+}
+
+FormulaMetal formula_metal(
+    const FormulaKernel& formula,
+    const Arrays& inputs,
+    const Type& out,
+    const Attrs& attrs) {
+  auto [views, kernel] = viewed(formula, inputs, out.dtype, attrs);
+  auto rows = metal_rows(kernel.text(), views, {mlx_shape(out.shape)});
+  return {std::move(views), std::move(rows)};
 }
 
 mx::array FormulaKernel::graph(const Arrays& inputs, const Type& out, const Attrs& attrs) const {

@@ -2,6 +2,7 @@
 #include "zmlx/runtime/rowwise_gpu.h"
 
 #include <algorithm>
+#include <tuple>
 
 #include "mlx/fast.h"
 #include "zmlx/graph/capture.h"
@@ -105,34 +106,51 @@ cuda::Kernel rows_cuda(
   return made;
 }
 
+MetalRows metal_rows(
+    const lang::ElementwiseText& kernel,
+    const std::vector<mx::array>& inputs,
+    std::vector<mx::Shape> shapes) {
+  MetalRows made;
+  auto& [source, call] = made;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    source.inputs.push_back("in" + std::to_string(i));
+  }
+  for (auto dtype : kernel.out) {
+    source.outputs.push_back("out" + std::to_string(source.outputs.size()));
+    call.output_dtypes.push_back(mlx_dtype(dtype));
+  }
+  auto text = lang::metal_rows_text(kernel);
+  source.name = "zmlx_rows_" + std::to_string(std::hash<std::string>{}(text.kernel));
+  source.body = std::move(text.kernel);
+  source.header = std::move(text.prelude);
+  auto& shape = inputs[0].shape(); // the common one
+  int threads = std::clamp((shape.back() + 31) / 32 * 32, 32, 256);
+  auto rows = static_cast<int>(Shape(shape.begin(), shape.end()).rows());
+  call.output_shapes = std::move(shapes);
+  call.grid = {rows * threads, 1, 1};
+  call.threadgroup = {threads, 1, 1};
+  return made;
+}
+
 std::vector<mx::array> rows_metal(
     const lang::ElementwiseText& kernel,
     const std::vector<mx::array>& inputs,
     const std::vector<mx::Shape>& shapes,
     mx::StreamOrDevice s) {
-  std::vector<std::string> in_names;
-  std::vector<std::string> out_names;
-  std::vector<mx::Dtype> dtypes;
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    in_names.push_back("in" + std::to_string(i));
-  }
-  for (auto dtype : kernel.out) {
-    out_names.push_back("out" + std::to_string(dtypes.size()));
-    dtypes.push_back(mlx_dtype(dtype));
-  }
-  auto text = lang::metal_rows_text(kernel);
+  auto [source, call] = metal_rows(kernel, inputs, shapes);
   auto run = mx::fast::metal_kernel(
-      "zmlx_rows_" + std::to_string(std::hash<std::string>{}(text.kernel)),
-      in_names,
-      out_names,
-      text.kernel,
-      text.prelude,
-      false);
-  auto& shape = inputs[0].shape(); // the common one
-  int threads = std::clamp((shape.back() + 31) / 32 * 32, 32, 256);
-  auto rows = static_cast<int>(Shape(shape.begin(), shape.end()).rows());
+      source.name, source.inputs, source.outputs, source.body, source.header, false);
+  auto of = [](const std::array<int, 3>& x) { return std::tuple(x[0], x[1], x[2]); };
   return run(
-      inputs, shapes, dtypes, {rows * threads, 1, 1}, {threads, 1, 1}, {}, std::nullopt, false, s);
+      inputs,
+      call.output_shapes,
+      call.output_dtypes,
+      of(call.grid),
+      of(call.threadgroup),
+      {},
+      std::nullopt,
+      false,
+      s);
 }
 
 } // namespace zmlx

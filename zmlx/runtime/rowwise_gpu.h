@@ -11,6 +11,7 @@
 #include "zmlx/kernel/cuda/launch.h"
 #include "zmlx/kernel/lang/print_rows.h"
 #include "zmlx/runtime/broadcast.h"
+#include "zmlx/runtime/metal_kernel.h"
 
 namespace zmlx {
 
@@ -33,7 +34,19 @@ cuda::Kernel rows_cuda(
     const std::vector<Strides>& strides,
     const cuda::Device& device);
 
-/// Outputs of a Metal kernel for inputs that have one shape, and numbers. Lazy.
+/// A Metal kernel's text, and what its launch says.
+struct MetalRows {
+  msl::Source source;
+  MetalCall call;
+};
+
+/// The Metal kernel for inputs that have one shape, and numbers; outputs have the given shapes.
+MetalRows metal_rows(
+    const lang::ElementwiseText& kernel,
+    const std::vector<mx::array>& inputs,
+    std::vector<mx::Shape> shapes);
+
+/// Its outputs. Lazy.
 std::vector<mx::array> rows_metal(
     const lang::ElementwiseText& kernel,
     const std::vector<mx::array>& inputs,
