@@ -9,48 +9,11 @@
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
 #include "zmlx/kernel/cpu/simd_math-inl.h"
+#include "zmlx/ops/gated_delta_chunks-inl.h"
 #include "zmlx/ops/op.h"
-
-#ifndef ZMLX_OPS_GATED_DELTA_UPDATE_CPP_
-#define ZMLX_OPS_GATED_DELTA_UPDATE_CPP_
-namespace zmlx {
-namespace {
-
-struct GatedDelta {
-  static constexpr int64_t max_key = 512; // widest key
-  static constexpr int64_t block = 16; // rows of the state that share a token's converted keys
-
-  int64_t batch;
-  int64_t tokens;
-  int64_t k_heads;
-  int64_t v_heads;
-  int64_t key;
-  int64_t value;
-  bool wide_gate; // a factor for each element of a key
-  bool masked;
-
-  int64_t blocks() const {
-    return (value + block - 1) / block;
-  }
-};
-
-} // namespace
-} // namespace zmlx
-#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace zmlx::HWY_NAMESPACE {
-
-HWY_INLINE float number_at(const Tensor& x, int64_t i) {
-  switch (x.dtype()) {
-    case Dtype::f16:
-      return hn::GetLane(load_n(x.as<hwy::float16_t>() + i, 1));
-    case Dtype::bf16:
-      return hn::GetLane(load_n(x.as<hwy::bfloat16_t>() + i, 1));
-    default:
-      return x.as<float>()[i];
-  }
-}
 
 /// One token's key and query, also times the gate, in float32.
 struct GatedToken {
@@ -115,9 +78,30 @@ step_row(const GatedToken& at, int64_t n, float v, float beta, const float* from
   return sum(answer) + delta * at.kq;
 }
 
+/// Whether tokens come in chunks: where a vector is long enough, and filled.
+HWY_INLINE bool in_chunks(const GatedDelta& op) {
+  return !op.wide_gate && DeltaChunk::tokens >= 8 && op.tokens >= DeltaChunk::tokens;
+}
+
+/// Blocks of rows of one head, as many as there are among `units`, are together in chunks.
+template <typename T>
+void gated_delta_chunks(const GatedDelta& op, const Call& call, Range units) {
+  while (units.begin < units.end) {
+    const int64_t item = units.begin / op.blocks(); // sequence and head
+    const int64_t end = std::min(units.end, (item + 1) * op.blocks());
+    const int64_t first = units.begin % op.blocks() * GatedDelta::block;
+    const int64_t last = (end - item * op.blocks()) * GatedDelta::block;
+    delta_chunks<T>(op, call, item, first, std::min(op.value, last));
+    units.begin = end;
+  }
+}
+
 /// Units are blocks of rows of (sequence, head): each runs over all tokens by itself.
 template <typename T>
 void gated_delta_units(const GatedDelta& op, const Call& call, Range units) {
+  if (in_chunks(op)) {
+    return gated_delta_chunks<T>(op, call, units);
+  }
   GatedToken token;
   const float* state = call.in[5].as<float>();
   const bool* mask = op.masked ? call.in[6].as<bool>() : nullptr;
@@ -356,7 +340,8 @@ ZMLX_OP(gated_delta_update)
         "k) k^T; y = S q. q and k [B, T, Hk, Dk], v [B, T, Hv, Dv] (Hv a multiple of Hk), g [B, T, Hv] "
         "or [B, T, Hv, Dk] and beta [B, T, Hv] in q's dtype or float32, state S [B, Hv, Dv, Dk] "
         "float32. Gives y [B, T, Hv, Dv] and the new state, in place when nothing else holds the old. "
-        "A token whose mask (bool [B, T]) is false leaves the state and gives zeros.")
+        "A token whose mask (bool [B, T]) is false leaves the state and gives zeros. Prompts with one "
+        "gate a token are computed in chunks (Yang et al., 2024, the WY form).")
     .types(types)
     .reference(reference)
     .cpu(kernel)
@@ -365,6 +350,8 @@ ZMLX_OP(gated_delta_update)
     .cases({
         example("decode", {.batch = 2, .key = 128, .value = 48}),
         example("prompt", {.tokens = 13, .value = 33}),
+        example("chunks", {.batch = 2, .tokens = 67, .key = 33, .value = 43}),
+        example("masked chunks", {.batch = 3, .tokens = 37, .key = 64, .masked = true}),
         example("gate of each element", {.tokens = 5, .key = 31, .value = 17, .wide_gate = true}),
         example("mask", {.batch = 3, .tokens = 7, .key = 33, .masked = true}),
         example(
