@@ -46,7 +46,7 @@ Plan plan() {
 TEST(Bind, fixed_addresses_are_parameters_and_the_rest_is_read_through_slots) {
   cuda::Address constants[] = {0x30000};
   auto made = plan();
-  auto binding = cuda::bind_plan(made, constants, workspace, slots);
+  auto binding = cuda::bind_plan(made, constants, {workspace, slots, 0});
   ASSERT_EQ(binding.launches.size(), 1u);
   auto& bound = binding.launches[0];
   std::vector<uint64_t> words{
@@ -74,7 +74,7 @@ TEST(Bind, fixed_addresses_are_parameters_and_the_rest_is_read_through_slots) {
 
 TEST(Bind, slots_hold_what_a_run_brings) {
   cuda::Address constants[] = {0x30000};
-  auto binding = cuda::bind_plan(plan(), constants, workspace, slots);
+  auto binding = cuda::bind_plan(plan(), constants, {workspace, slots, 0});
   cuda::RunValues run;
   run.inputs = {7, 0x1000};
   run.outputs = {0x5000};

@@ -409,6 +409,11 @@ ZMLX_DEVICE int atomic_add(int* p, int value) {
   *p += value;
   return old;
 }
+ZMLX_DEVICE void fence() {}
+template <typename T>
+ZMLX_DEVICE T load_fresh(const T* p) {
+  return *p;
+}
 ZMLX_DEVICE float atomic_add(float* p, float value) {
   const float old = *p;
   *p += value;

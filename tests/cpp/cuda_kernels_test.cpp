@@ -76,6 +76,7 @@ const char* const parameter_of[] = {
     "Pointer{a[$].address, nullptr}", // in the order of cuda::Argument::Kind
     "Pointer{a[$].address, nullptr}",
     "Pointer{a[$].address, nullptr}",
+    "Pointer{a[$].address, nullptr}",
     "Extent{a[$].extent, nullptr}",
     "Extent{a[$].extent, nullptr}",
     "a[$].integer",
@@ -195,6 +196,7 @@ std::vector<Guarded> run(const Example& example, const Library& library) {
     std::memcpy(out[static_cast<size_t>(output)].data(), from.data(), from.size());
   }
   Guarded scratch(example.kernel.scratch);
+  std::vector<int32_t> counters(cuda::max_counters, 0);
   for (auto& launch : example.kernel.launches) {
     std::vector<Argument> arguments;
     for (auto& argument : launch.arguments) {
@@ -211,6 +213,9 @@ std::vector<Guarded> run(const Example& example, const Library& library) {
         case Kind::scratch:
           a.address = scratch.data() + argument.offset;
           break;
+        case Kind::counter:
+          a.address = counters.data() + argument.index;
+          break;
         case Kind::in_dim:
           a.extent = example.in[index].shape[argument.axis];
           break;
@@ -224,6 +229,7 @@ std::vector<Guarded> run(const Example& example, const Library& library) {
     }
     library.find(launch)(launch.grid.data(), launch.block.data(), launch.shared, arguments.data());
   }
+  EXPECT_EQ(counters, std::vector<int32_t>(cuda::max_counters, 0)) << "a counter was left";
   EXPECT_TRUE(scratch.is_intact()) << "scratch memory was written beyond its end";
   for (size_t i = 0; i < in.size(); ++i) {
     EXPECT_TRUE(in[i].is_intact()) << "memory around input " << i << " was written";

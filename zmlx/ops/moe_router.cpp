@@ -316,8 +316,7 @@ cuda_kernel(const Types& in, const Types&, const Attrs& attrs, const cuda::Devic
       op.exact};
   cuda::Kernel kernel;
   kernel.scratch = static_cast<size_t>(x.rows() * experts) * size_of(in[0].dtype);
-  cuda::push_linear(kernel, linear, device);
-  cuda::push_choice(kernel.launches, choice);
+  cuda::push_router(kernel, linear, choice, device);
   return kernel;
 }
 

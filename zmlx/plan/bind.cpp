@@ -15,8 +15,12 @@ size_t scratch_start(const Plan& plan) {
 
 class Binder {
  public:
-  Binder(const Plan& plan, std::span<const Address> constants, Address workspace, Address slots)
-      : plan_(plan), constants_(constants), workspace_(workspace), slots_(slots) {
+  Binder(const Plan& plan, std::span<const Address> constants, const Memory& memory)
+      : plan_(plan),
+        constants_(constants),
+        workspace_(memory.workspace),
+        slots_(memory.slots),
+        counters_(memory.counters) {
     is_state_.resize(plan.outputs.size());
     for (auto [output, input] : plan.states) {
       is_state_[static_cast<size_t>(output)] = true;
@@ -47,6 +51,8 @@ class Binder {
         return pointer(op.out[index], argument.offset);
       case Argument::Kind::scratch:
         return words(workspace_ + scratch_start(plan_) + argument.offset, 0);
+      case Argument::Kind::counter:
+        return words(counters_ + index * sizeof(int32_t), 0);
       case Argument::Kind::in_dim:
         return extent(op.in[index], op.in_types[index], argument.axis);
       case Argument::Kind::out_dim:
@@ -106,6 +112,7 @@ class Binder {
   std::span<const Address> constants_;
   Address workspace_;
   Address slots_;
+  Address counters_;
   std::vector<bool> is_state_; // by output
   BoundLaunch bound_{};
   Binding binding_;
@@ -113,9 +120,8 @@ class Binder {
 
 } // namespace
 
-Binding
-bind_plan(const Plan& plan, std::span<const Address> constants, Address workspace, Address slots) {
-  return Binder(plan, constants, workspace, slots).run();
+Binding bind_plan(const Plan& plan, std::span<const Address> constants, const Memory& memory) {
+  return Binder(plan, constants, memory).run();
 }
 
 size_t workspace_bytes(const Plan& plan) {
@@ -124,7 +130,7 @@ size_t workspace_bytes(const Plan& plan) {
 
 size_t slot_bytes(const Plan& plan) {
   std::vector<Address> nowhere(plan.constants.size());
-  return bind_plan(plan, nowhere, 0, 0).slots.size() * sizeof(uint64_t);
+  return bind_plan(plan, nowhere, {}).slots.size() * sizeof(uint64_t);
 }
 
 std::vector<uint64_t> slot_values(std::span<const Slot> slots, const RunValues& run) {

@@ -36,10 +36,15 @@ struct Binding {
   std::vector<BoundLaunch> launches;
 };
 
-/// The parameters of all launches, given where constants, workspace (arena, then scratch) and slots
-/// are.
-Binding
-bind_plan(const Plan& plan, std::span<const Address> constants, Address workspace, Address slots);
+/// What a run has of the device's memory: arena and then scratch, slots, counters.
+struct Memory {
+  Address workspace = 0;
+  Address slots = 0;
+  Address counters = 0;
+};
+
+/// The parameters of all launches, given where constants and memory are.
+Binding bind_plan(const Plan& plan, std::span<const Address> constants, const Memory& memory);
 
 /// Bytes of arena and scratch.
 size_t workspace_bytes(const Plan& plan);

@@ -165,7 +165,8 @@ Executor::Prepared& Executor::prepare(Stream stream) {
   for (auto& a : constants_) {
     constants.push_back(address_of(a));
   }
-  prepared->binding = bind_plan(*plan_, constants, address, prepared->slots);
+  prepared->binding =
+      bind_plan(*plan_, constants, {address, prepared->slots, counters(gpu_, stream)});
   prepared->parameters.clear();
   for (auto& bound : prepared->binding.launches) {
     auto& list = prepared->parameters.emplace_back();

@@ -71,8 +71,9 @@ Kernel split(const Task& task) {
   const auto& op = task.op;
   const int64_t row_tiles = (task.rows() + 15) / 16;
   const int64_t parts = task.heads() * row_tiles;
-  const int64_t splits =
-      std::clamp<int64_t>(2 * task.device.multiprocessors / parts, 1, most_splits);
+  const int64_t splits = parts > max_counters
+      ? 1
+      : std::clamp<int64_t>(task.device.multiprocessors / parts, 1, most_splits);
   Launch launch;
   launch.source = "attention_split.cuh";
   launch.kernel = "attention_split<" + task.types() + ">";
@@ -81,24 +82,22 @@ Kernel split(const Task& task) {
   launch.shared =
       static_cast<size_t>(split_warps * split_stages * 16 * (op.width + op.value_width + 16) * 2);
   launch.arguments = {
-      in(0), in(1), in(2), task.offset(), task.positions(), out(0), scratch(), in_dim(1, 2)};
+      in(0),
+      in(1),
+      in(2),
+      task.offset(),
+      task.positions(),
+      out(0),
+      scratch(),
+      counter(),
+      in_dim(1, 2)};
   append(launch.arguments, task.numbers());
   launch.arguments.push_back(f32(op.scale));
   if (launch.shared > task.device.shared_bytes) {
     return {};
   }
-  if (splits == 1) {
-    return {{launch}, 0};
-  }
-  Launch merge;
-  merge.source = "attention_split.cuh";
-  merge.kernel = "attention_merge<" + text_of(task.dtype) + ">";
-  merge.grid = {count(task.rows()), count(task.heads()), count((op.value_width + 63) / 64)};
-  merge.block[0] = 256;
-  merge.arguments = {scratch(), task.offset(), task.positions(), out(0), in_dim(1, 2)};
-  append(merge.arguments, task.numbers());
-  append(merge.arguments, {i32(splits), i32(op.value_width)});
-  return {{launch, merge}, static_cast<size_t>(parts * splits * 16 * (op.value_width + 2)) * 4};
+  const auto part_bytes = static_cast<size_t>(16 * (op.value_width + 2)) * sizeof(float);
+  return {{launch}, splits == 1 ? 0 : static_cast<size_t>(parts * splits) * part_bytes};
 }
 
 Kernel prompt(const Task& task) {

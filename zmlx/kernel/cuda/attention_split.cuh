@@ -12,9 +12,9 @@ struct KeyTiles {
   int begin; // first key, a multiple of 16
   int count;
 
-  /// Splits that have any.
+  /// Splits that have any; the first stands for none at all.
   ZMLX_DEVICE int splits(int most) const {
-    return smaller(most, (count + split_warps - 1) / split_warps);
+    return larger(1, smaller(most, (count + split_warps - 1) / split_warps));
   }
 };
 
@@ -44,8 +44,68 @@ ZMLX_DEVICE void copy_key_tile(uint8_t* shared, const T* keys, const T* values, 
   }
 }
 
-/// Blocks (split, tile of 16 query rows, sequence and KV head). With one split the result goes to `out`; else a part of
-/// 16 * (value_width + 2) floats: sums, maxima (of scores times log2 e), totals.
+/// Row r of the result from the parts of `splits` splits, at most 64; a warp.
+template <typename T, int value_width>
+ZMLX_DEVICE void merge_row(const float* parts, int splits, int r, T* result) {
+  constexpr int part_floats = 16 * (value_width + 2);
+  // Lane i weighs splits i and i + 32.
+  float weight[2] = {-infinity(), -infinity()};
+  float total[2] = {0, 0};
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int split = lane_index() + 32 * i;
+    if (split < splits) {
+      const float* at = parts + split * part_floats + 16 * value_width + r;
+      weight[i] = load_fresh(at);
+      total[i] = load_fresh(at + 16);
+    }
+  }
+  const float high = warp_max(fmaxf(weight[0], weight[1]));
+  weight[0] = weight_of(weight[0], high);
+  weight[1] = weight_of(weight[1], high);
+  const float all = warp_sum(weight[0] * total[0] + weight[1] * total[1]);
+  constexpr int pieces = (value_width + 127) / 128; // of 4 elements a lane
+  float x[pieces][4] = {};
+#pragma unroll 1
+  for (int first = 0; first < splits; first += 8) {
+    uint4 words[8][pieces];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+#pragma unroll
+      for (int p = 0; p < pieces; ++p) {
+        const int d = 4 * lane_index() + 128 * p;
+        const auto* at = reinterpret_cast<const uint4*>(parts + (first + i) * part_floats + r * value_width + d);
+        words[i][p] = first + i < splits && d < value_width ? load_fresh(at) : uint4{0, 0, 0, 0};
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const float w = shuffle(first < 32 ? weight[0] : weight[1], (first + i) % 32);
+#pragma unroll
+      for (int p = 0; p < pieces; ++p) {
+        const uint4 word = words[i][p];
+        const float v[4] = {bits_to_float(word.x), bits_to_float(word.y), bits_to_float(word.z), bits_to_float(word.w)};
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          x[p][e] += first + i < splits ? w * v[e] : 0.0f;
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int p = 0; p < pieces; ++p) {
+    const int d = 4 * lane_index() + 128 * p;
+    if (d < value_width) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        result[d + e] = from_float<T>(all == 0.0f ? 0.0f : x[p][e] / all);
+      }
+    }
+  }
+}
+
+/// Blocks (split, tile of 16 query rows, sequence and KV head). Where several splits have keys, each leaves a part of
+/// 16 * (value_width + 2) floats: sums, maxima (of scores times log2 e), totals; a counter for each tile says which comes last.
 template <typename T, int width, int value_width>
 __global__ void __launch_bounds__(128) attention_split(
     Pointer q,
@@ -55,6 +115,7 @@ __global__ void __launch_bounds__(128) attention_split(
     Pointer positions,
     Pointer out,
     Pointer parts,
+    Pointer counters,
     Extent capacity,
     int tokens,
     int q_heads,
@@ -103,7 +164,8 @@ __global__ void __launch_bounds__(128) attention_split(
     visible.padding = larger(0, visible.offset - positions.as<int32_t>()[batch]);
     tiles = key_tiles(visible, first_token, last_token);
   }
-  if (splits > 1 && static_cast<int>(blockIdx.x) >= tiles.splits(splits)) {
+  const int used = tiles.splits(splits);
+  if (static_cast<int>(blockIdx.x) >= used) {
     return;
   }
   int begin = visible.first(first_token);
@@ -237,8 +299,10 @@ __global__ void __launch_bounds__(128) attention_split(
   sync_block();
   const auto* shares = reinterpret_cast<const float*>(dynamic_shared());
   constexpr int share_floats = split_stages * stage_bytes / 4;
-  float* part = parts.as<float>() +
-      ((static_cast<int64_t>(kv) * gridDim.y + blockIdx.y) * splits + blockIdx.x) * (16 * (value_width + 2));
+  const int tile_index = kv * static_cast<int>(gridDim.y) + static_cast<int>(blockIdx.y);
+  constexpr int part_floats = 16 * (value_width + 2);
+  float* first_part = parts.as<float>() + static_cast<int64_t>(tile_index) * splits * part_floats;
+  float* part = first_part + blockIdx.x * part_floats;
   for (int r = warp; r < rows; r += split_warps) {
     float weight[split_warps];
     float high = -infinity();
@@ -251,7 +315,7 @@ __global__ void __launch_bounds__(128) attention_split(
       weight[w] = weight_of(weight[w], high);
       all += weight[w] * shares[w * share_floats + 16 * value_width + 16 + r];
     }
-    if (splits > 1 && lane == 0) {
+    if (used > 1 && lane == 0) {
       part[16 * value_width + r] = high;
       part[16 * value_width + 16 + r] = all;
     }
@@ -261,81 +325,17 @@ __global__ void __launch_bounds__(128) attention_split(
       for (int w = 0; w < split_warps; ++w) {
         x += weight[w] * shares[w * share_floats + r * value_width + d];
       }
-      if (splits > 1) {
+      if (used > 1) {
         part[r * value_width + d] = x;
       } else {
         result[d] = from_float<T>(all == 0.0f ? 0.0f : x / all);
       }
     }
   }
-}
-
-/// Merges the splits' parts. Blocks (row of a KV head, sequence and KV head); at most 64 splits.
-template <typename T>
-__global__ void __launch_bounds__(256) attention_merge(
-    Pointer parts,
-    Pointer offset,
-    Pointer positions,
-    Pointer out,
-    Extent capacity,
-    int tokens,
-    int q_heads,
-    int kv_heads,
-    int heads_last,
-    int causal,
-    int padded,
-    int window,
-    int splits,
-    int value_width) {
-  start_successor();
-  QueryHeads heads{tokens, q_heads, kv_heads, heads_last};
-  int r = static_cast<int>(blockIdx.x);
-  int kv = static_cast<int>(blockIdx.y);
-  int batch = kv / kv_heads;
-  int all_rows = heads.group() * tokens;
-  int first_row = r / 16 * 16;
-  int last_row = smaller(first_row + 15, all_rows - 1);
-  VisibleKeys visible{causal, window, static_cast<int>(capacity.get()), causal ? *offset.as<int32_t>() : 0, 0};
-  wait_for_predecessor();
-  if (padded) {
-    visible.padding = larger(0, visible.offset - positions.as<int32_t>()[batch]);
-  }
-  int used = key_tiles(visible, first_row / heads.group(), last_row / heads.group()).splits(splits);
-  int part_floats = 16 * (value_width + 2);
-  int row_tiles = (all_rows + 15) / 16;
-  const float* part = parts.as<float>() + (static_cast<int64_t>(kv) * row_tiles + r / 16) * splits * part_floats;
-
-  // Lane i weighs splits i and i + 32.
-  float weight[2] = {-infinity(), -infinity()};
-  float total[2] = {0, 0};
-  for (int i = 0; i < 2; ++i) {
-    int split = lane_index() + 32 * i;
-    if (split < used) {
-      const float* at = part + split * part_floats + 16 * value_width + r % 16;
-      weight[i] = at[0];
-      total[i] = at[16];
+  if (used > 1 && is_last_block(counters.as<int>() + tile_index, used)) {
+    for (int r = warp; r < rows; r += split_warps) {
+      merge_row<T, value_width>(
+          first_part, used, r, out.as<T>() + heads.row(batch, kv % kv_heads, first_row + r) * value_width);
     }
-  }
-  float high = warp_max(fmaxf(weight[0], weight[1]));
-  weight[0] = weight_of(weight[0], high);
-  weight[1] = weight_of(weight[1], high);
-  float all = warp_sum(weight[0] * total[0] + weight[1] * total[1]);
-  // 64 elements of the row at a time, four groups of threads sharing the splits.
-  __shared__ float shares[4][64];
-  const int d = static_cast<int>(blockIdx.z) * 64 + static_cast<int>(threadIdx.x) % 64;
-  const int first = static_cast<int>(threadIdx.x) / 64;
-  float x = 0;
-#pragma unroll 8
-  for (int i = 0; i < 16; ++i) {
-    const int split = first + 4 * i;
-    const float w = shuffle(split < 32 ? weight[0] : weight[1], split % 32);
-    x += split < used && d < value_width ? w * part[split * part_floats + r % 16 * value_width + d] : 0.0f;
-  }
-  shares[first][threadIdx.x % 64] = x;
-  sync_block();
-  x = shares[0][threadIdx.x % 64] + shares[1][threadIdx.x % 64] + shares[2][threadIdx.x % 64] + shares[3][threadIdx.x % 64];
-  if (first == 0 && d < value_width) {
-    T* result = out.as<T>() + heads.row(batch, kv % kv_heads, r) * value_width;
-    result[d] = from_float<T>(all == 0.0f ? 0.0f : x / all);
   }
 }

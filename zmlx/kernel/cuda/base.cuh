@@ -218,6 +218,25 @@ ZMLX_DEVICE float atomic_add(float* p, float value) {
   return atomicAdd(p, value);
 }
 
+/// What this thread wrote is seen by others before what it writes next.
+ZMLX_DEVICE void fence() {
+  __threadfence();
+}
+
+/// Reads what other blocks of this launch wrote: not from L1.
+ZMLX_DEVICE float load_fresh(const float* p) {
+  return __ldcg(p);
+}
+ZMLX_DEVICE uint4 load_fresh(const uint4* p) {
+  return __ldcg(p);
+}
+ZMLX_DEVICE bf16 load_fresh(const bf16* p) {
+  return {__ldcg(&p->bits)};
+}
+ZMLX_DEVICE f16 load_fresh(const f16* p) {
+  return {__ldcg(&p->bits)};
+}
+
 /// Copies 16 bytes from global to shared memory without waiting; zeros where `valid` is not set.
 ZMLX_DEVICE void copy_async16(void* shared, const void* global, bool valid = true) {
   auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
@@ -289,6 +308,23 @@ ZMLX_DEVICE float infinity() {
 }
 
 #endif // ZMLX_HOST
+
+/// Whether this block is the last of `blocks` to come here; it then sees (by load_fresh) what all of them wrote before. The
+/// counter is zero again afterwards. All threads of the block call it.
+ZMLX_DEVICE bool is_last_block(int* counter, int blocks) {
+  __shared__ int before;
+  fence();
+  sync_block();
+  if (threadIdx.x == 0) {
+    before = atomic_add(counter, 1);
+    if (before == blocks - 1) {
+      *counter = 0;
+    }
+  }
+  sync_block();
+  fence();
+  return before == blocks - 1;
+}
 
 /// Sum and maximum over a warp's lanes, the same bits in every lane.
 ZMLX_DEVICE float warp_sum(float x) {

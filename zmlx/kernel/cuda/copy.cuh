@@ -1,4 +1,4 @@
-// zmlx/kernel/cuda/copy.cuh: copies chunks into longer ones: a state into its grown self.
+// zmlx/kernel/cuda/copy.cuh: copies chunks into longer ones: a state into its grown self; zeros.
 #pragma once
 
 #include "zmlx/kernel/cuda/base.cuh"
@@ -14,5 +14,15 @@ __global__ void copy_chunks(Pointer from, Pointer to, Extent from_words, Extent 
   auto* target = to.as<Word>() + blockIdx.x * to_words.get();
   for (int64_t i = blockIdx.y * blockDim.x + threadIdx.x; i < words; i += gridDim.y * blockDim.x) {
     target[i] = source[i];
+  }
+}
+
+/// to[i] = 0 for i < words; one block.
+template <typename Word>
+__global__ void clear_words(Pointer to, Extent words) {
+  wait_for_predecessor();
+  start_successor();
+  for (int64_t i = threadIdx.x; i < words.get(); i += blockDim.x) {
+    to.as<Word>()[i] = 0;
   }
 }

@@ -24,6 +24,7 @@ struct Argument {
     in, // Pointer to input `index`, `offset` bytes in
     out, // Pointer to output `index`, `offset` bytes in
     scratch, // Pointer to the call's scratch memory, `offset` bytes in
+    counter, // Pointer to int32_t number `index`; 0 when the launch starts, and to be left so
     in_dim, // Extent: axis `axis` of input `index`; read when the launch runs, as KV buffers grow
     out_dim,
     i32, // int32_t
@@ -47,6 +48,9 @@ inline Argument out(int index, size_t offset = 0) {
 inline Argument scratch(size_t offset = 0) {
   return {Argument::Kind::scratch, 0, 0, offset, 0, 0};
 }
+inline Argument counter(int index = 0) {
+  return {Argument::Kind::counter, index, 0, 0, 0, 0};
+}
 inline Argument in_dim(int index, int axis) {
   return {Argument::Kind::in_dim, index, axis, 0, 0, 0};
 }
@@ -63,6 +67,9 @@ inline Argument f32(double value) {
 inline Argument extent(int64_t value) {
   return {Argument::Kind::extent, 0, 0, static_cast<size_t>(value), 0, 0};
 }
+
+/// Numbers of counters are below this.
+inline constexpr int max_counters = 1024;
 
 /// One launch of a `__global__` function template.
 struct Launch {

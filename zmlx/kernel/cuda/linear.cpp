@@ -2,6 +2,7 @@
 #include "zmlx/kernel/cuda/linear.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "zmlx/kernel/cuda/dot.h"
 #include "zmlx/kernel/cuda/gemm.h"
@@ -29,16 +30,22 @@ std::string template_text(const Linear& linear) {
   return text_of(linear.dtype) + ", " + text_of(linear.format) + ", ";
 }
 
+/// Tiles of 16 outputs in the launch that begins with output `first`.
+int64_t tiles_of(const Linear& linear, size_t first) {
+  int64_t tiles = 0;
+  for (size_t i = first; i < std::min(first + outputs_a_launch, linear.outputs.size()); ++i) {
+    tiles += linear.pair && i > first ? 0 : ceil_div(linear.outputs[i].n, 16);
+  }
+  return tiles;
+}
+
 /// Whether every warp of the device has tiles of its own, and more.
 bool is_wide(const Linear& linear, int64_t tiles, const Device& device) {
   return !linear.pair && tiles >= 2 * blocks_a_multiprocessor * warps * device.multiprocessors;
 }
 
 Launch tensor_core_launch(const Linear& linear, size_t first, Dot dot, const Device& device) {
-  int64_t tiles = 0;
-  for (size_t i = first; i < std::min(first + outputs_a_launch, linear.outputs.size()); ++i) {
-    tiles += linear.pair && i > first ? 0 : ceil_div(linear.outputs[i].n, 16);
-  }
+  const int64_t tiles = tiles_of(linear, first);
   const bool wide = is_wide(linear, tiles, device);
   dot = wide ? dot.over(2 * dot.chunk()) : dot.over(ceil_div(linear.k, warps));
   const int64_t weights = linear.pair ? 2 : 1;
@@ -68,6 +75,34 @@ Launch tensor_core_launch(const Linear& linear, size_t first, Dot dot, const Dev
       static_cast<uint32_t>(wide ? blocks_a_multiprocessor * device.multiprocessors : tiles);
   launch.grid[1] = static_cast<uint32_t>(ceil_div(linear.rows, dot.rows));
   launch.block[0] = 32 * warps;
+  return launch;
+}
+
+/// One row: a block 16 elements.
+Launch row_launch(const Linear& linear, size_t first, const RowPart& part) {
+  const size_t outputs =
+      linear.pair ? 1 : std::min(outputs_a_launch, linear.outputs.size() - first);
+  Launch launch;
+  launch.source = "row.cuh";
+  launch.kernel = "row_linear<" + template_text(linear) + part.text() + ", " +
+      std::to_string(outputs) + (linear.pair ? ", true, " : ", false, ") +
+      std::to_string(flags_of(linear)) + ">";
+  launch.shared = part.block_shared(linear.pair ? 2 : 1);
+  launch.arguments = {
+      linear.x,
+      linear.has_norm ? linear.norm : linear.x,
+      f32(linear.eps),
+      i32(linear.k),
+      linear.has_residual ? linear.residual : linear.x,
+      linear.has_normal ? linear.normal : linear.x};
+  launch.grid[0] = 0;
+  for (size_t i = 0; i < outputs_a_launch; ++i) {
+    const bool valid = first + i < linear.outputs.size();
+    auto& output = linear.outputs[valid ? first + i : first];
+    push_output(launch.arguments, output, valid ? output.n : 0);
+    launch.grid[0] += static_cast<uint32_t>(i < outputs ? ceil_div(output.n, 16) : 0);
+  }
+  launch.block[0] = static_cast<uint32_t>(32 * part.shares);
   return launch;
 }
 
@@ -141,6 +176,18 @@ LinearOutput linear_output(WeightFormat format, int at, Argument out, int64_t n)
   return {arrays[0], arrays[1], arrays[2], arrays[0], out, n};
 }
 
+std::optional<RowPart> row_part(const Linear& linear, const Device& device) {
+  int64_t unit = 0; // that all outputs are multiples of
+  for (auto& output : linear.outputs) {
+    unit = std::gcd(unit, output.n);
+  }
+  const auto part = RowPart::of(linear.format, linear.k, unit, RowPart::warps);
+  const bool takes = linear.rows == 1 && !linear.exact &&
+      Dot{linear.format, 1}.takes(linear.dtype, linear.k) && part.fits() &&
+      part.block_shared(linear.pair ? 2 : 1) <= device.shared_bytes;
+  return takes ? std::optional(part) : std::nullopt;
+}
+
 void push_linear(Kernel& kernel, const Linear& linear, const Device& device) {
   if (linear.rows > few_rows && gemm_supports(linear.dtype, linear.format, linear.k)) {
     return push_prompt(kernel, linear, device);
@@ -154,10 +201,13 @@ void push_linear(Kernel& kernel, const Linear& linear, const Device& device) {
     dot.rows /= 2;
   }
   const bool on_tensor_cores = dot.takes(linear.dtype, linear.k) && fits(dot);
+  const auto part = row_part(linear, device);
   const auto step = static_cast<size_t>(linear.pair ? 2 : on_tensor_cores ? outputs_a_launch : 1);
   for (size_t i = 0; i < linear.outputs.size(); i += step) {
     kernel.launches.push_back(
-        on_tensor_cores ? tensor_core_launch(linear, i, dot, device) : any_launch(linear, i));
+        part && !is_wide(linear, tiles_of(linear, i), device) ? row_launch(linear, i, *part)
+            : on_tensor_cores ? tensor_core_launch(linear, i, dot, device)
+                              : any_launch(linear, i));
   }
 }
 

@@ -17,9 +17,9 @@ int flags_of(const Moe& moe) {
   return (moe.has_residual ? 4 : 0) | (moe.exact ? 8 : 0);
 }
 
-std::string instance(const char* kernel, const Moe& moe, const Dot* dot) {
-  return std::string(kernel) + (dot ? "<" : "_any<") + text_of(moe.dtype) + ", " +
-      text_of(moe.format) + (dot ? ", " + std::to_string(dot->chunks) + ">" : ">");
+std::string instance(const char* kernel, const Moe& moe, const RowPart* part) {
+  return std::string(kernel) + (part ? "<" : "_any<") + text_of(moe.dtype) + ", " +
+      text_of(moe.format) + (part ? ", " + part->text() + ">" : ">");
 }
 
 /// Memory after what the kernel has.
@@ -32,24 +32,27 @@ Argument add_scratch(Kernel& kernel, size_t bytes) {
 void push_few(Kernel& kernel, const Moe& moe, const Device& device) {
   const Argument hidden = add_scratch(
       kernel, static_cast<size_t>(moe.tokens * moe.chosen * moe.inner) * size_of(moe.dtype));
+  const RowPart first_part = RowPart::of(moe.format, moe.width, moe.inner, RowPart::warps);
+  const RowPart second_part =
+      RowPart::of(moe.format, moe.inner, moe.out_width, 1); // an expert's down is one warp's
+  const int64_t second_warps = std::min(moe.chosen, RowPart::warps);
+  const size_t first_shared = first_part.block_shared(2);
+  const size_t second_shared = static_cast<size_t>((17 * moe.chosen + 3) / 4 * 16) +
+      static_cast<size_t>(second_warps) * second_part.shared();
   const Dot dot{moe.format};
-  // Gate and up share the registers; an expert's down is one warp's.
-  const Dot first_dot = dot.over(std::min(ceil_div(moe.width, warps), 2 * dot.chunk()));
-  const Dot second_dot = dot.over(moe.inner);
-  const size_t first_shared = first_dot.shared(1, moe.width, 2 * warps);
-  const size_t second_shared = second_dot.shared(moe.chosen, moe.inner, moe.chosen);
   const bool on_tensor_cores = dot.takes(moe.dtype, moe.width) && dot.takes(moe.dtype, moe.inner) &&
-      first_shared <= device.shared_bytes && second_shared <= device.shared_bytes;
+      first_part.fits() && second_part.fits() && first_shared <= device.shared_bytes &&
+      second_shared <= device.shared_bytes;
   const int64_t tile = on_tensor_cores ? 16 : 8; // elements a block makes
 
   Launch first;
   first.source = "moe.cuh";
-  first.kernel = instance("moe_gate_up", moe, on_tensor_cores ? &first_dot : nullptr);
+  first.kernel = instance("moe_gate_up", moe, on_tensor_cores ? &first_part : nullptr);
   first.grid = {
       static_cast<uint32_t>(moe.tokens * moe.chosen),
       static_cast<uint32_t>(ceil_div(moe.inner, tile)),
       1};
-  first.block[0] = 32 * warps;
+  first.block[0] = static_cast<uint32_t>(32 * (on_tensor_cores ? first_part.shares : warps));
   first.shared = on_tensor_cores ? first_shared : 0;
   first.arguments = {moe.x, moe.indices};
   push_weight(first.arguments, moe.format, moe.gate);
@@ -65,10 +68,10 @@ void push_few(Kernel& kernel, const Moe& moe, const Device& device) {
 
   Launch second;
   second.source = "moe.cuh";
-  second.kernel = instance("moe_down", moe, on_tensor_cores ? &second_dot : nullptr);
+  second.kernel = instance("moe_down", moe, on_tensor_cores ? &second_part : nullptr);
   second.grid = {
       static_cast<uint32_t>(moe.tokens), static_cast<uint32_t>(ceil_div(moe.out_width, tile)), 1};
-  second.block[0] = 32 * warps;
+  second.block[0] = static_cast<uint32_t>(32 * (on_tensor_cores ? second_warps : warps));
   second.shared = on_tensor_cores ? second_shared : 0;
   second.arguments = {hidden, moe.indices, moe.weights};
   push_weight(second.arguments, moe.format, moe.down);
@@ -158,23 +161,51 @@ void push_prompt(Kernel& kernel, const Moe& moe, const Device& device) {
 
 } // namespace
 
-void push_choice(std::vector<Launch>& launches, const Choice& choice) {
+void push_router(Kernel& kernel, const Linear& router, const Choice& choice, const Device& device) {
   const auto a_lane = std::bit_ceil(static_cast<uint64_t>(ceil_div(choice.experts, 32)));
+  if (auto part = row_part(router, device)) {
+    Launch launch;
+    launch.source = "choice.cuh";
+    launch.kernel = "route_row<" + text_of(router.dtype) + ", " + text_of(router.format) + ", " +
+        part->text() + (router.has_norm ? ", true, " : ", false, ") + std::to_string(a_lane) + ">";
+    launch.grid[0] = static_cast<uint32_t>(ceil_div(choice.experts, 16));
+    launch.block[0] = static_cast<uint32_t>(32 * part->shares);
+    launch.shared = part->block_shared(1);
+    const auto& output = router.outputs[0];
+    launch.arguments = {
+        router.x,
+        router.has_norm ? router.norm : router.x,
+        f32(router.eps),
+        i32(router.k),
+        router.has_norm ? router.normal : router.x,
+        output.codes,
+        output.scales,
+        output.biases,
+        choice.logits,
+        i32(choice.experts),
+        counter(),
+        choice.indices,
+        choice.weights,
+        i32(choice.k),
+        i32(choice.normalize)};
+    kernel.launches.push_back(std::move(launch));
+    return;
+  }
+  push_linear(kernel, router, device);
   Launch launch;
-  launch.source = "moe.cuh";
+  launch.source = "choice.cuh";
   launch.kernel = "choose_experts<" + text_of(choice.dtype) + ", " + std::to_string(a_lane) + ">";
-  launch.grid[0] = static_cast<uint32_t>(ceil_div(choice.tokens, 4));
+  launch.grid[0] = static_cast<uint32_t>(choice.tokens);
   launch.block[0] = 128;
   launch.arguments = {
       choice.logits,
       choice.indices,
       choice.weights,
-      i32(choice.tokens),
       i32(choice.experts),
       i32(choice.k),
       i32(choice.normalize),
       i32(choice.exact)};
-  launches.push_back(std::move(launch));
+  kernel.launches.push_back(std::move(launch));
 }
 
 void push_moe(Kernel& kernel, const Moe& moe, const Device& device) {

@@ -18,7 +18,8 @@ struct Choice {
   bool normalize = false;
   bool exact = false; // rounds the sum
 };
-void push_choice(std::vector<Launch>& launches, const Choice& choice);
+/// The router's logits (its one output, choice.logits) and the choice: one launch for one token.
+void push_router(Kernel& kernel, const Linear& router, const Choice& choice, const Device& device);
 
 /// sum over j of weights[., j] * down_e(silu(gate_e(x)) * up_e(x)), e = indices[., j].
 struct Moe {

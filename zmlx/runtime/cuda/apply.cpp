@@ -15,6 +15,18 @@ namespace zmlx::cuda {
 namespace {
 
 const cuda::Launch copy_bytes{"copy.cuh", "copy_chunks<uint8_t>", {}, {}, 0, {}};
+const cuda::Launch clear_counters{"copy.cuh", "clear_words<int32_t>", {}, {}, 0, {}};
+
+bool counts(const Kernel& kernel) {
+  for (auto& launch : kernel.launches) {
+    for (auto& a : launch.arguments) {
+      if (a.kind == Argument::Kind::counter) {
+        return true;
+      }
+    }
+  }
+  return false;
+}
 
 /// One launch's parameters in memory: each is one or two words.
 class Parameters {
@@ -40,8 +52,12 @@ class Parameters {
   std::vector<void*> pointers_;
 };
 
-Parameters
-parameters(const Launch& launch, const Arrays& inputs, const Arrays& outputs, Address scratch) {
+Parameters parameters(
+    const Launch& launch,
+    const Arrays& inputs,
+    const Arrays& outputs,
+    Address scratch,
+    Address counters) {
   Parameters list;
   for (auto& a : launch.arguments) {
     auto index = static_cast<size_t>(a.index);
@@ -54,6 +70,9 @@ parameters(const Launch& launch, const Arrays& inputs, const Arrays& outputs, Ad
         break;
       case Argument::Kind::scratch:
         list.pair(scratch + a.offset);
+        break;
+      case Argument::Kind::counter:
+        list.pair(counters + index * sizeof(int32_t));
         break;
       case Argument::Kind::in_dim:
         list.pair(static_cast<uint64_t>(inputs[index].shape(a.axis)));
@@ -96,7 +115,7 @@ void apply(
           "; use apply(), which packs it.");
     }
   }
-  std::vector<const Launch*> launches{&copy_bytes};
+  std::vector<const Launch*> launches{&copy_bytes, &clear_counters};
   for (auto& launch : kernel.launches) {
     launches.push_back(&launch);
   }
@@ -127,8 +146,19 @@ void apply(
           mlx_stream, found[0], {1, static_cast<uint32_t>(blocks), 1}, {256, 1, 1}, 0, list.data());
     }
   }
-  mx::array scratch({static_cast<int>(kernel.scratch)}, mx::uint8, nullptr, {});
-  scratch.set_data(allocate(gpu, stream, kernel.scratch));
+  // Counters are the call's own, as MLX may run calls side by side.
+  const size_t counters_at = (kernel.scratch + 15) / 16 * 16;
+  const size_t bytes = counters_at + (counts(kernel) ? max_counters * sizeof(int32_t) : 0);
+  mx::array scratch({static_cast<int>(bytes)}, mx::uint8, nullptr, {});
+  scratch.set_data(allocate(gpu, stream, bytes));
+  const Address counters = address_of(scratch) + counters_at;
+  if (counts(kernel)) {
+    Parameters list;
+    list.pair(counters);
+    list.pair(max_counters);
+    add_output(mlx_stream, scratch);
+    add_kernel(mlx_stream, found[1], {1, 1, 1}, {256, 1, 1}, 0, list.data());
+  }
   for (size_t i = 0; i < kernel.launches.size(); ++i) {
     auto& launch = kernel.launches[i];
     for (auto& a : inputs) {
@@ -139,8 +169,8 @@ void apply(
       add_output(mlx_stream, a);
     }
     add_output(mlx_stream, scratch);
-    auto list = parameters(launch, inputs, outputs, address_of(scratch));
-    add_kernel(mlx_stream, found[i + 1], launch.grid, launch.block, launch.shared, list.data());
+    auto list = parameters(launch, inputs, outputs, address_of(scratch), counters);
+    add_kernel(mlx_stream, found[i + 2], launch.grid, launch.block, launch.shared, list.data());
   }
   on_completion(mlx_stream, [data = scratch.data_shared_ptr()] {});
 }

@@ -55,6 +55,7 @@ struct Loaded {
     find(d.function_set, "cuFuncSetAttribute");
     find(d.launch, "cuLaunchKernelEx");
     find(d.allocate, "cuMemAllocAsync");
+    find(d.fill, "cuMemsetD8Async");
     find(d.free_async, "cuMemFreeAsync");
     find(d.free, "cuMemFree_v2");
     find(d.free_host, "cuMemFreeHost");

@@ -64,6 +64,7 @@ struct Driver {
   Result (*function_set)(Function, int attribute, int value);
   Result (*launch)(const LaunchConfig*, Function, void** parameters, void** extra);
   Result (*allocate)(Address*, size_t bytes, Stream);
+  Result (*fill)(Address, unsigned char value, size_t bytes, Stream);
   Result (*free_async)(Address, Stream);
   Result (*free)(Address);
   Result (*free_host)(void*);

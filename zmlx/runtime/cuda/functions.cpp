@@ -13,7 +13,13 @@ namespace zmlx::cuda {
 namespace {
 
 constexpr int max_dynamic_shared_bytes = 8; // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+constexpr int preferred_shared_percent = 9; // CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
 constexpr size_t shared_without_asking = 48 * 1024;
+// Of what L1 and shared memory have together. Left to itself the driver gives kernels that need
+// little more than this, and a decode step that the rest of it, as L1, would have served takes a
+// quarter longer.
+constexpr int shared_percent = 40;
+constexpr int as_the_driver_likes = -1;
 
 using Source = std::pair<std::string, std::string>; // file, and the text behind it
 using Key = std::pair<Source, std::string>; // with the instantiation
@@ -63,6 +69,8 @@ std::vector<Function> functions(const Gpu& gpu, const std::vector<const Launch*>
     for (size_t i = 0; i < job.names.size(); ++i) {
       Function function = nullptr;
       d.check(d.module_function(&function, module, binary.names[i].c_str()), "cuModuleGetFunction");
+      d.check(
+          d.function_set(function, preferred_shared_percent, shared_percent), "cuFuncSetAttribute");
       known[{job.source, job.names[i]}].function = function;
     }
   }
@@ -74,6 +82,13 @@ std::vector<Function> functions(const Gpu& gpu, const std::vector<const Launch*>
           d.function_set(
               entry.function, max_dynamic_shared_bytes, static_cast<int>(launch->shared)),
           "cuFuncSetAttribute");
+      // Blocks that need much are to lie side by side, if there are so many.
+      auto blocks = uint64_t{launch->grid[0]} * launch->grid[1] * launch->grid[2];
+      if (blocks > static_cast<uint64_t>(gpu.device.multiprocessors)) {
+        d.check(
+            d.function_set(entry.function, preferred_shared_percent, as_the_driver_likes),
+            "cuFuncSetAttribute");
+      }
       entry.shared = launch->shared;
     }
     out.push_back(entry.function);

@@ -103,6 +103,21 @@ Address workspace(const Gpu& gpu, Stream stream, size_t bytes) {
   return block.address;
 }
 
+Address counters(const Gpu& gpu, Stream stream) {
+  static std::mutex mutex;
+  static auto* known = new std::map<Stream, Address>;
+  std::lock_guard lock(mutex);
+  auto& address = (*known)[stream];
+  if (!address) {
+    constexpr size_t bytes = max_counters * sizeof(int32_t);
+    auto& d = *driver();
+    d.check(d.set_context(gpu.context), "cuCtxSetCurrent");
+    d.check(d.allocate(&address, bytes, stream), "cuMemAllocAsync");
+    d.check(d.fill(address, 0, bytes, stream), "cuMemsetD8Async");
+  }
+  return address;
+}
+
 mx::allocator::Data allocate(const Gpu& gpu, Stream stream, size_t bytes) {
   auto* buffer = Pool::instance().take(gpu, stream, bytes);
   return {mx::allocator::Buffer(buffer), [&gpu, stream](mx::allocator::Buffer returned) {

@@ -10,6 +10,9 @@ namespace zmlx::cuda {
 /// other. It moves when it has to grow; runs queued before keep the old one to their end.
 Address workspace(const Gpu& gpu, Stream stream, size_t bytes);
 
+/// max_counters zeros, an int32_t each, which launches on the stream count with and leave zero.
+Address counters(const Gpu& gpu, Stream stream);
+
 /// A buffer for an array of MLX's, from a pool for the stream, to which it returns. MLX itself
 /// offers only memory that is shared with the CPU.
 mx::allocator::Data allocate(const Gpu& gpu, Stream stream, size_t bytes);
