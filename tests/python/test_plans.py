@@ -27,7 +27,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "tiny-llama": {},
     "tiny-llama-float16": {"name": "tiny-llama", "dtype": "float16"},
 }
-STEPS = {"decode": (1, 1), "batch_of_4": (1, 4), "prompt_of_512": (512, 1)}
+STEPS = {"decode": (1, 1), "batch_of_4": (1, 4), "batch_of_16": (1, 16), "prompt_of_512": (512, 1)}
 
 
 @pytest.fixture(scope="module")

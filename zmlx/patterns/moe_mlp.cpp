@@ -57,18 +57,20 @@ Arrays find(const Arrays& v, const Attrs& attrs) {
 }
 
 std::vector<Example> fires() {
+  using Shapes = std::vector<std::pair<int, int>>; // sequences, tokens of each
   std::vector<Example> examples;
   for (auto& format : example_formats()) {
     for (int64_t sorted : {0, 1}) {
-      // With one token a reshape vanishes; sorting is for many.
-      for (int tokens : sorted ? std::vector{5} : std::vector{1, 5}) {
-        auto indices = mx::astype(mx::argsort(example_array({1, tokens, 4}), -1), mx::uint32);
+      // A reshape vanishes with one token, or one a sequence; sorting is for many.
+      for (auto [batch, tokens] : sorted ? Shapes{{1, 5}, {5, 1}} : Shapes{{1, 1}, {1, 5}}) {
+        auto indices = mx::astype(mx::argsort(example_array({batch, tokens, 4}), -1), mx::uint32);
         examples.push_back(
-            {format.text("mode") + (sorted ? ", sorted, " : ", ") + std::to_string(tokens),
+            {format.text("mode") + (sorted ? ", sorted, " : ", ") + std::to_string(batch) + " of " +
+                 std::to_string(tokens),
              join(
-                 {{example_array({1, tokens, 32}),
-                   mx::slice(indices, {0, 0, 0}, {1, tokens, 2}),
-                   example_array({1, tokens, 2})},
+                 {{example_array({batch, tokens, 32}),
+                   mx::slice(indices, {0, 0, 0}, {batch, tokens, 2}),
+                   example_array({batch, tokens, 2})},
                   example_weight(64, 32, format, 4),
                   example_weight(64, 32, format, 4),
                   example_weight(32, 64, format, 4)}),
