@@ -5,8 +5,9 @@
 #
 # OUT gets MLX's CUDA wheel for Python 3.12 with the GPU code of one architecture (SM, default 90: H100, H200), mlx-lm, this
 # checkout's committed files, and the headers and libraries of Highway and GoogleTest: about 30 MB; with --llama llama.cpp's
-# sources too (80 MB), with --sanitizer NVIDIA's compute-sanitizer (18 MB). The GPU machine needs Python 3.12 with pytest, nanobind, cmake, ninja, numpy, scipy, click, rich, jsonschema, tokenizers and transformers, NVIDIA's CUDA 13
-# libraries (cuDNN, cuBLAS, NVRTC, ... as PyTorch's wheels bring them), and a C++20 compiler.
+# sources too (8 MB), with --sanitizer NVIDIA's compute-sanitizer (18 MB). The GPU machine needs Python 3.12 with pytest, nanobind,
+# cmake, ninja, numpy, scipy, click, rich, tokenizers and transformers, NVIDIA's CUDA 13 libraries (cuDNN, cuBLAS, NVRTC, ... as
+# PyTorch's wheels bring them), and a C++20 compiler.
 set -euo pipefail
 out=${1:?usage: bundle.sh OUT [--llama] [--sanitizer]}
 sm=${SM:-90}
@@ -29,8 +30,11 @@ mkdir "$scratch/cuda"
 "$python" "$here/keep_architecture.py" "$scratch/cuda/mlx/lib/libmlx.so" "$sm"
 tar -C "$scratch/cuda" -c . | xz -6 -T0 >"$out/mlx_cuda.tar.xz"
 
-"${download[@]}" hypothesis sortedcontainers
-cp "$scratch"/hypothesis-*.whl "$scratch"/sortedcontainers-*.whl "$out"/
+mkdir "$scratch/wheels"
+"$python" -m pip download -q --no-deps -d "$scratch/wheels" --only-binary=:all: --python-version 3.12 \
+  --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+  hypothesis sortedcontainers jsonschema jsonschema-specifications referencing rpds-py attrs
+cp "$scratch"/wheels/*.whl "$out"/
 
 (cd "$scratch" && apt-get download -q libhwy-dev libhwy1 libgtest-dev >/dev/null)
 for package in "$scratch"/*.deb; do
@@ -43,7 +47,14 @@ git -C "$root" rev-parse HEAD >"$out/commit"
 if [[ " $* " == *" --llama "* ]]; then
   "${download[@]}" --no-binary llama-cpp-python llama-cpp-python==0.3.36
   "${download[@]}" gguf
-  cp "$scratch"/llama_cpp_python-*.tar.gz "$scratch"/gguf-*.whl "$out"/
+  cp "$scratch"/gguf-*.whl "$out"/
+  # Without what a CUDA build of llama-bench does not read: 8 MB instead of 77.
+  sources=$scratch/sources
+  mkdir "$sources"
+  tar -xzf "$scratch"/llama_cpp_python-*.tar.gz -C "$sources"
+  (cd "$sources"/llama_cpp_python-*/vendor/llama.cpp &&
+    rm -rf docs media models tests benches conversion pocs examples gguf-py ggml/src/ggml-{vulkan,sycl,opencl,hexagon,webgpu,openvino,cann})
+  tar -C "$sources" -czf "$out/llama_cpp_python-0.3.36.tar.gz" llama_cpp_python-0.3.36
 fi
 if [[ " $* " == *" --sanitizer "* ]]; then
   "${download[@]}" nvidia-cuda-sanitizer-api
