@@ -2,6 +2,8 @@
 // them.
 #include "zmlx/kernel/cpu/matmul.h"
 
+#include <algorithm>
+#include <bit>
 #include <cstring>
 #include <string_view>
 
@@ -95,8 +97,11 @@ Matmul::Block Matmul::block(int64_t rows) const {
   if (!kernels_->large_blocks) {
     return {narrow, low};
   }
-  return rows > low ? Block{narrow, block_floats / narrow}
-                    : Block{block_outputs, block_floats / block_outputs};
+  // Rows that a second cache of 2 MB holds beside all else.
+  constexpr size_t cached = 1179648;
+  const auto fit = static_cast<int64_t>(std::bit_floor(cached / prepared_bytes_));
+  const int64_t high = rows > low ? std::clamp(fit, low, block_floats / narrow) : low;
+  return {block_floats / high, high};
 }
 
 Weight Matmul::expert(const Weight& stack, int64_t e, int64_t n) const {
