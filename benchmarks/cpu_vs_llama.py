@@ -42,7 +42,7 @@ CMAKE_OPTIONS = {
     "CMAKE_BUILD_TYPE": "Release",
     "GGML_NATIVE": "ON",
     "GGML_CCACHE": "OFF",
-    # GCC 12 believes that the tiles' configuration is 8 bytes long, and drops the stores to the rest.
+    # GCC 12 takes the tiles' configuration to be 8 bytes long, and drops the stores to the rest.
     "CMAKE_CXX_FLAGS": "-fno-tree-dse -fno-dse",
     "LLAMA_CURL": "OFF",
     "LLAMA_OPENSSL": "OFF",
