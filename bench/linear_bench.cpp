@@ -97,7 +97,7 @@ void matmul(benchmark::State& state, Dtype dtype, WeightFormat f, int64_t n, int
 /// The sum of all words, in as many chains of additions as fill a core's loads.
 uint64_t read_all(Team& team, const std::vector<std::byte>& memory) {
   constexpr int64_t chains = 32;
-  constexpr int64_t ahead = 1024; // words that are fetched before they are needed, as kernels do
+  constexpr int64_t ahead = 512; // words that are fetched before they are needed, as kernels do
   std::atomic<uint64_t> total{0};
   auto* words = reinterpret_cast<const uint64_t*>(memory.data());
   team.run([&](Member& member) {
@@ -105,7 +105,7 @@ uint64_t read_all(Team& team, const std::vector<std::byte>& memory) {
     const Range mine = member.split(static_cast<int64_t>(memory.size() / 8), chains);
     for (int64_t i = mine.begin; i < mine.end; i += chains) {
       for (int64_t line = 0; line < chains; line += 8) {
-        __builtin_prefetch(words + std::min(i + ahead + line, mine.end - 1));
+        __builtin_prefetch(words + std::min(i + ahead + line, mine.end - 1), 0, 2);
       }
       for (int64_t j = 0; j < chains; ++j) {
         sums[j] += words[i + j];
@@ -155,11 +155,11 @@ constexpr Named formats[] = {
 /// decode: n = 0 outputs, so that no cache holds them; prompt: a layer of 2048 by 2048.
 const bool registered = [] {
   for (auto dtype : {Dtype::bf16, Dtype::f16, Dtype::f32}) {
-    for (auto& [name, format] : formats) {
-      const std::string tail = std::string("/") + name_of(dtype) + '/' + name;
+    for (const Named& named : formats) {
+      const std::string tail = std::string("/") + name_of(dtype) + '/' + named.name;
       auto add = [&](const char* kind, int64_t n, std::initializer_list<int64_t> rows) {
         auto* b = benchmark::RegisterBenchmark(
-            (kind + tail).c_str(), [=, format = format](benchmark::State& state) {
+            (kind + tail).c_str(), [=, format = named.format](benchmark::State& state) {
               matmul(state, dtype, format, n, 2048);
             });
         b->ArgNames({"rows", "threads"})->UseRealTime()->Unit(benchmark::kMillisecond);

@@ -13,6 +13,7 @@ set(zmlx_kernel_sources
   zmlx/kernel/cpu/matmul_amx.cpp
   zmlx/kernel/cpu/matmul_avx2.cpp
   zmlx/kernel/cpu/matmul_avx512bf16.cpp
+  zmlx/kernel/cpu/matmul_int16_avx512vnni.cpp
   zmlx/kernel/cpu/matmul_int8.cpp
   zmlx/kernel/cpu/matmul_int8_amx.cpp
   zmlx/kernel/cpu/matmul_int8_avx512vnni.cpp

@@ -4,7 +4,7 @@
 
 #include <cmath>
 #include <limits>
-#include <string>
+#include <string_view>
 #include <vector>
 
 #include "matmul_testing.h"
@@ -23,6 +23,9 @@ std::vector<const MatmulKernels*> kernels_for(const Problem& p) {
   if (auto* int16 = int16_matmul({p.dtype, p.format, p.k})) {
     list.push_back(int16);
   }
+  if (auto* int16 = vnni_int16_matmul({p.dtype, p.format, p.k})) {
+    list.push_back(int16);
+  }
   return list;
 }
 
@@ -30,7 +33,7 @@ std::vector<const MatmulKernels*> kernels_for(const Problem& p) {
 /// group's largest.
 double bound(const Problem& p, const MatmulKernels& kernels, size_t i) {
   const double rounding =
-      kernels.name == std::string("AVX2_INT16") ? std::ldexp(p.blunt[i], -15) : 0;
+      std::string_view(kernels.name).ends_with("INT16") ? std::ldexp(p.blunt[i], -15) : 0;
   return 2e-6 * p.size[i] + rounding + 1e-36;
 }
 
@@ -232,6 +235,28 @@ TEST(Matmul, LetsNanAndInfinityThrough) {
             }
           }
         }
+      }
+    }
+  }
+}
+
+TEST(Matmul, KeepsTheLargestActivations) {
+  // Values of which an integer's high byte would be the first that is too large, and some near
+  // infinity.
+  for (auto dtype : dtypes) {
+    const float last = dtype == Dtype::f16 ? 65504.0f : std::ldexp(1.9921875f, 112);
+    for (float large : {1.984375f, 1.9921875f, 1.99609375f, -1.9921875f, last, -last}) {
+      for (int bits : {4, 8}) {
+        Problem p(dtype, {bits, 64}, 9, 192, 2);
+        for (size_t i = 0; i < p.scales.size(); i += size_of(dtype)) { // sums stay finite
+          put(dtype, std::ldexp(value_of(dtype, &p.scales[i]), -12), &p.scales[i]);
+          put(dtype, std::ldexp(value_of(dtype, &p.biases[i]), -12), &p.biases[i]);
+        }
+        for (size_t i = 0; i < p.x.size(); i += 7 * size_of(dtype)) {
+          put(dtype, large, &p.x[i]);
+        }
+        p.compute();
+        expect_right(p);
       }
     }
   }

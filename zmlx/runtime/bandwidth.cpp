@@ -37,9 +37,16 @@ void check(const char* name, const char* what, bool ok) {
   }
 }
 
+// Words that are fetched, into the second cache, before they are read: as kernels do. Without,
+// some CPUs read a third less.
+constexpr int64_t ahead = 4096 / sizeof(uint64_t);
+
 uint64_t sum(const uint64_t* values, Range range) {
   uint64_t sums[streams * line] = {};
   for (int64_t i = range.begin; i < range.end; i += streams * line) {
+    for (int64_t j = 0; j < streams * line; j += line) {
+      __builtin_prefetch(values + std::min(i + ahead + j, range.end - 1), 0, 2);
+    }
     for (int64_t j = 0; j < streams * line; ++j) {
       sums[j] += values[i + j];
     }

@@ -13,11 +13,9 @@
 #include <cstring>
 #include <utility>
 
+#include "zmlx/kernel/cpu/int16.h"
 #include "zmlx/kernel/cpu/int8.h"
 #include "zmlx/kernel/cpu/minifloat.h"
-
-// An integer keeps every bit of a bf16 value down to 2^-7 of its group's largest, of an f16 value
-// to 2^-4, and is off by at most 2^-15 of the largest below that.
 
 namespace zmlx::cpu {
 namespace {
@@ -133,22 +131,6 @@ float sum_of(__m256 v) {
   return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
 }
 
-/// What a group's integers are in units of, and its inverse.
-struct Unit {
-  float inverse;
-  float scale;
-};
-
-/// The unit in which a group's largest magnitude has 15 bits. NaN where it has no value.
-Unit unit_of(uint32_t largest) {
-  constexpr uint32_t infinity = 0x7F800000;
-  if (largest >= infinity) {
-    return {0, std::bit_cast<float>(0x7FC00000u)};
-  }
-  const int exponent = std::max(static_cast<int>(largest >> 23), 15); // keeps both normal
-  return {power_of_two(14 + 127 - exponent), power_of_two(exponent - 127 - 14)};
-}
-
 struct alignas(32) Bytes {
   uint8_t values[32];
 };
@@ -199,9 +181,9 @@ template <int Planes>
   }
 }
 
-/// Writes `count` elements as integers and returns their unit; `count` is a multiple of 16.
+/// Writes `count` elements as integers and returns their scale; `count` is a multiple of 16.
 template <Activations A>
-Unit to_integers(Dtype dtype, const uint16_t* from, int64_t count, int16_t* to, float& sum) {
+float to_integers(Dtype dtype, const uint16_t* from, int64_t count, int16_t* to, float& sum) {
   __m256i most = _mm256_setzero_si256();
   for (int64_t i = 0; i < count; i += 16) {
     const __m256i size = _mm256_and_si256(load_256(from + i), _mm256_set1_epi16(0x7FFF));
@@ -213,12 +195,18 @@ Unit to_integers(Dtype dtype, const uint16_t* from, int64_t count, int16_t* to, 
       _mm_max_epi16(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1)));
   const __m128i largest = _mm_sub_epi16(_mm_set1_epi16(0x7FFF), _mm_minpos_epu16(least));
   const float magnitude = _mm256_cvtss_f32(to_floats(dtype, largest));
-  Unit unit = unit_of(std::bit_cast<uint32_t>(magnitude));
+  float factor;
+  float scale;
   if constexpr (A == Activations::int8) {
-    const auto [inverse_of_int8, scale] = int8_scale(magnitude);
-    unit = {inverse_of_int8, scale};
+    const auto chosen = int8_scale(magnitude);
+    factor = chosen.inverse;
+    scale = chosen.scale;
+  } else {
+    const auto chosen = int16_scale(magnitude);
+    factor = chosen.inverse;
+    scale = chosen.scale;
   }
-  const __m256 inverse = _mm256_set1_ps(unit.inverse);
+  const __m256 inverse = _mm256_set1_ps(factor);
   __m256i total = _mm256_setzero_si256();
   for (int64_t i = 0; i < count; i += 16) {
     const __m256 low = to_floats(dtype, load_128(from + i));
@@ -231,8 +219,8 @@ Unit to_integers(Dtype dtype, const uint16_t* from, int64_t count, int16_t* to, 
     total = _mm256_add_epi32(total, _mm256_madd_epi16(whole, _mm256_set1_epi16(1)));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), whole);
   }
-  sum = sum_of(_mm256_cvtepi32_ps(total)) * unit.scale;
-  return unit;
+  sum = sum_of(_mm256_cvtepi32_ps(total)) * scale;
+  return scale;
 }
 
 template <Activations A, Code C>
@@ -247,9 +235,10 @@ void prepare_as(const MatmulShape& s, const void* x, std::byte* to) {
   for (int64_t g = 0; g < s.groups(); ++g) {
     const int64_t begin = g * s.format.group_size;
     float sum = 0;
-    const Unit unit = to_integers<A>(s.dtype, from + begin, s.format.group_size, row + begin, sum);
+    const float scale =
+        to_integers<A>(s.dtype, from + begin, s.format.group_size, row + begin, sum);
     // Twice their value is an integer for the elements of fp4.
-    scales[g] = is_affine(C) ? unit.scale : unit.scale * 0.5f;
+    scales[g] = is_affine(C) ? scale : scale * 0.5f;
     if constexpr (is_affine(C)) {
       sums[g] = sum;
     }

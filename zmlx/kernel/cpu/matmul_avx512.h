@@ -113,14 +113,25 @@ inline __m512i group_of_lane(int64_t vector, int words_log2) {
 }
 
 // Bytes ahead that weights are fetched. Rows are read side by side, which hardware prefetchers do
-// not recognise, so the same lines are asked for in the order of their addresses.
-constexpr int64_t codes_ahead = 8192;
+// not recognise, so the same lines are asked for in the order of their addresses: first into the
+// second cache, which waits for more lines at once than the first can, then into the first.
+constexpr int64_t codes_far = 16384;
+constexpr int64_t codes_near = 1024;
 constexpr int64_t scales_ahead = 1024;
 
+// As a number: the address may lie past the end, where a prefetch does nothing.
+inline const char* address(const void* base, int64_t bytes) {
+  return reinterpret_cast<const char*>(reinterpret_cast<intptr_t>(base) + bytes);
+}
+
 inline void fetch(const void* base, int64_t bytes) {
-  // As a number: the address may lie past the end, where a prefetch does nothing.
-  _mm_prefetch(
-      reinterpret_cast<const char*>(reinterpret_cast<intptr_t>(base) + bytes), _MM_HINT_T0);
+  _mm_prefetch(address(base, bytes), _MM_HINT_T0);
+}
+
+/// The line of codes that is read `bytes` after base.
+inline void fetch_codes(const void* base, int64_t bytes) {
+  _mm_prefetch(address(base, bytes + codes_far), _MM_HINT_T1);
+  _mm_prefetch(address(base, bytes + codes_near), _MM_HINT_T0);
 }
 
 constexpr int64_t panel_outputs = 32; // weight rows decoded together

@@ -154,7 +154,7 @@ void dot_few(
   if constexpr (C == Code::dense) {
     for (int64_t k = 0; k < s.k; k += 32) {
       for (int r = 0; r < R; ++r) {
-        fetch(codes, codes_ahead + k * 2 * R + r * 64);
+        fetch_codes(codes, k * 2 * R + r * 64);
         const __m512i row = load_codes<C>(tables, codes + r * row_bytes + k * 2, row_bytes - k * 2);
         for (int m = 0; m < M; ++m) {
           const __m512bh value = bf16(_mm512_load_si512(x[m] + k));
@@ -172,7 +172,7 @@ void dot_few(
     const int64_t group_words = s.format.group_size / word_codes;
     const int words_log2 = std::countr_zero(static_cast<uint64_t>(group_words));
     const int64_t sums = row_elements<C>(s);
-    int64_t ahead = codes_ahead;
+    int64_t passed = 0;
     for (int64_t g = 0; g < groups; g += 16) {
       __m512 scale[R];
       for (int64_t line = 0; line < R * 16 * size; line += 64) {
@@ -199,7 +199,7 @@ void dot_few(
         const int64_t at = word / 16 * vector_bytes(C);
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
-          fetch(codes, ahead + r * vector_bytes(C));
+          fetch_codes(codes, passed + r * vector_bytes(C));
           const __m512i packed = load_codes<C>(tables, codes + r * row_bytes + at, row_bytes - at);
           __m512 part[M];
           dot_words<C, M>(tables, packed, x, word * word_codes, part);
@@ -208,7 +208,7 @@ void dot_few(
             total[r][m] = _mm512_fmadd_ps(part[m], lane_scale, total[r][m]);
           }
         }
-        ahead += R * vector_bytes(C);
+        passed += R * vector_bytes(C);
       }
     }
   }
@@ -428,17 +428,9 @@ void run_as(
   if (rows.count > few_rows) {
     return run_panels<C>(s, w, outputs, rows, row_bytes, out, ld);
   }
-  // Twice over the weights, which a cache still holds.
-  const int64_t half = (rows.count + 1) / 2;
-  Rows part{rows.prepared, half, rows.index};
-  run_as<C>(s, w, outputs, part, row_bytes, out, ld);
-  part.count = rows.count - half;
-  if (rows.index) {
-    part.index += half;
-  } else {
-    part.prepared += static_cast<size_t>(half) * row_bytes;
-  }
-  run_as<C>(s, w, outputs, part, row_bytes, out + half * ld, ld);
+  in_halves(rows, row_bytes, out, ld, [&](const Rows& half, float* to) {
+    run_as<C>(s, w, outputs, half, row_bytes, to, ld);
+  });
 }
 
 /// The functions for each Code, in its order.

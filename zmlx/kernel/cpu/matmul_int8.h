@@ -7,12 +7,6 @@
 
 namespace zmlx::cpu {
 
-/// Codes that lie whole in one byte of a weight. Those that cross bytes are spread out first.
-constexpr int int8_planes(Code code) {
-  const int bits = bits_of(code);
-  return bits == 2 ? 4 : bits == 4 ? 2 : 1;
-}
-
 /// Where the parts of a prepared row begin, in bytes. The row's integers are there twice, in the
 /// two orders that kernels read:
 /// - blocks, as a vector of packed codes meets them: block b, plane c, byte i is element (b * 64 +
@@ -26,6 +20,8 @@ constexpr int int8_planes(Code code) {
 /// whose codes are unsigned with an offset, minus the offset's share, an integer. Of the latter,
 /// one for each 32-bit lane of codes comes last.
 struct Int8Row {
+  static constexpr int terms = 1;
+  static constexpr int64_t low_at = 0;
   int64_t padded; // k in whole blocks
   int64_t groups_at;
   int64_t scales_at;
@@ -34,7 +30,7 @@ struct Int8Row {
   int64_t bytes;
 
   Int8Row(const MatmulShape& s, Code code) {
-    const int planes = int8_planes(code);
+    const int planes = byte_planes(code);
     const int64_t block = 64 * planes;
     padded = (s.k + block - 1) / block * block;
     const int64_t floats = (s.groups() + 15) / 16 * 64;

@@ -9,33 +9,11 @@
 #include <bit>
 #include <cstring>
 
-#include "zmlx/kernel/cpu/matmul_avx512.h"
 #include "zmlx/kernel/cpu/matmul_int8.h"
+#include "zmlx/kernel/cpu/matmul_vnni.h"
 
 namespace zmlx::cpu {
 namespace {
-
-/// Bytes of a weight row that fill 64 bytes of codes.
-constexpr int64_t vector_bytes(Code code) {
-  return is_spread(code) ? 8 * bits_of(code) : 64;
-}
-
-constexpr int64_t block_of(Code code) {
-  return 64 * int8_planes(code);
-}
-
-/// Twice an e2m1 value is a whole number from -12 to 12; the offset makes it unsigned.
-constexpr int e2m1_offset = 12;
-
-constexpr Bytes make_e2m1() {
-  Bytes table{};
-  for (int i = 0; i < 64; ++i) {
-    const float value = 2 * from_e2m1(static_cast<uint32_t>(i & 15));
-    table.values[i] = static_cast<uint8_t>(static_cast<int>(value) + e2m1_offset);
-  }
-  return table;
-}
-constexpr Bytes unsigned_e2m1 = make_e2m1();
 
 // Activations: from a row of floats to the integers' two orders.
 
@@ -67,70 +45,18 @@ const uint8_t* group_order_of(int64_t group) {
   }
 }
 
-constexpr Bytes make_every_second(int which) {
-  Bytes table{};
-  for (int i = 0; i < 64; ++i) {
-    table.values[i] = static_cast<uint8_t>(2 * i + which);
-  }
-  return table;
-}
-constexpr Bytes even_bytes = make_every_second(0);
-constexpr Bytes odd_bytes = make_every_second(1);
-
-/// Turns `Planes` vectors of consecutive bytes into planes.
-template <int Planes>
-[[gnu::always_inline]] inline void to_planes(__m512i* v) {
-  if constexpr (Planes > 1) {
-    constexpr int half = Planes / 2;
-    __m512i even[half];
-    __m512i odd[half];
-    for (int i = 0; i < half; ++i) {
-      even[i] = _mm512_permutex2var_epi8(v[2 * i], bytes(even_bytes), v[2 * i + 1]);
-      odd[i] = _mm512_permutex2var_epi8(v[2 * i], bytes(odd_bytes), v[2 * i + 1]);
-    }
-    to_planes<half>(even);
-    to_planes<half>(odd);
-    for (int i = 0; i < half; ++i) {
-      v[2 * i] = even[i];
-      v[2 * i + 1] = odd[i];
-    }
-  }
-}
-
-/// 16 elements as floats.
-__m512 load_floats(Dtype dtype, const std::byte* x, int64_t i) {
-  switch (dtype) {
-    case Dtype::bf16:
-      return floats(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i * 2)));
-    case Dtype::f16:
-      return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i * 2)));
-    default:
-      return _mm512_loadu_ps(x + i * 4);
-  }
-}
-
 /// Rounds a row's groups to integers in natural order at `to`, and writes scales and sums.
 template <Code C>
 void round_row(const MatmulShape& s, const std::byte* x, int8_t* to, float* scales, void* sums) {
   const int64_t size = s.format.group_size;
-  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
   for (int64_t g = 0; g < s.groups(); ++g) {
     const int64_t at = g * size;
-    // As integers magnitudes are in order, and NaN is the largest.
-    __m512i largest = _mm512_setzero_si512();
-    for (int64_t i = 0; i < size; i += 16) {
-      const __m512i bits = _mm512_castps_si512(load_floats(s.dtype, x, at + i));
-      largest = _mm512_max_epu32(largest, _mm512_and_si512(bits, magnitude));
-    }
-    const auto [inverse, scale] =
-        int8_scale(std::bit_cast<float>(_mm512_reduce_max_epu32(largest)));
+    const std::byte* from = x + at * static_cast<int64_t>(size_of(s.dtype));
+    const auto [inverse, scale] = int8_scale(largest_of(s.dtype, from, size));
     const __m512 factor = _mm512_set1_ps(inverse);
     __m512i total = _mm512_setzero_si512();
     for (int64_t i = 0; i < size; i += 16) {
-      const __m512 value = _mm512_mul_ps(load_floats(s.dtype, x, at + i), factor);
-      // Zero times infinity is no number.
-      const __m512i whole =
-          _mm512_maskz_cvtps_epi32(_mm512_cmp_ps_mask(value, value, _CMP_ORD_Q), value);
+      const __m512i whole = round_16(s.dtype, from, i, factor);
       total = _mm512_add_epi32(total, whole);
       _mm_storeu_si128(reinterpret_cast<__m128i*>(to + at + i), _mm512_cvtepi32_epi8(whole));
     }
@@ -151,7 +77,7 @@ size_t prepared_bytes_as(const MatmulShape& s) {
 
 template <Code C>
 void prepare_as(const MatmulShape& s, const void* x, std::byte* to) {
-  constexpr int planes = int8_planes(C);
+  constexpr int planes = byte_planes(C);
   const Int8Row row(s, C);
   std::byte* natural = to + row.groups_at;
   auto* scales = reinterpret_cast<float*>(to + row.scales_at);
@@ -166,198 +92,20 @@ void prepare_as(const MatmulShape& s, const void* x, std::byte* to) {
       scales,
       to + row.sums_at);
   if constexpr (planes > 1) {
+    order_planes<C>(natural, to, row.padded);
     const uint8_t* order = group_order_of<planes>(s.format.group_size);
     const __m512i first = _mm512_load_si512(order);
     const __m512i second = _mm512_load_si512(order + 64);
-    for (int64_t b = 0; b < row.padded; b += block_of(C)) {
-      __m512i v[planes];
-      for (int i = 0; i < planes; ++i) {
-        v[i] = _mm512_load_si512(natural + b + 64 * i);
-      }
-      for (int i = 0; i < planes; i += 2) {
-        std::byte* pair = natural + b + 64 * i;
-        _mm512_store_si512(pair, _mm512_permutex2var_epi8(v[i], first, v[i + 1]));
-        _mm512_store_si512(pair + 64, _mm512_permutex2var_epi8(v[i], second, v[i + 1]));
-      }
-      to_planes<planes>(v);
-      for (int i = 0; i < planes; ++i) {
-        _mm512_store_si512(to + b + 64 * i, v[i]);
-      }
+    for (int64_t b = 0; b < row.padded; b += 128) {
+      std::byte* pair = natural + b;
+      const __m512i v0 = _mm512_load_si512(pair);
+      const __m512i v1 = _mm512_load_si512(pair + 64);
+      _mm512_store_si512(pair, _mm512_permutex2var_epi8(v0, first, v1));
+      _mm512_store_si512(pair + 64, _mm512_permutex2var_epi8(v0, second, v1));
     }
   }
   if constexpr (!is_affine(C)) {
-    const __m512i offset = _mm512_set1_epi8(e2m1_offset);
-    for (int64_t b = 0; b < row.padded; b += block_of(C)) {
-      __m512i total = _mm512_setzero_si512();
-      for (int c = 0; c < planes; ++c) {
-        total = _mm512_dpbusd_epi32(total, offset, _mm512_load_si512(to + b + 64 * c));
-      }
-      _mm512_store_si512(
-          to + row.lanes_at + b / planes, _mm512_sub_epi32(_mm512_setzero_si512(), total));
-    }
-  }
-}
-
-// Weights: from packed codes to bytes.
-
-/// Scales of 16 groups, or biases; zero past the last.
-template <Code C>
-__m512 load_scales_of(Dtype dtype, const std::byte* p, int64_t left) {
-  if constexpr (is_affine(C)) {
-    switch (dtype) {
-      case Dtype::f32:
-        return _mm512_maskz_loadu_ps(first_lanes(left), p);
-      case Dtype::f16:
-        return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(left), p));
-      default:
-        return load_scales<C>(p, left);
-    }
-  } else {
-    // Codes are twice the values.
-    return _mm512_mul_ps(load_scales<C>(p, left), _mm512_set1_ps(0.5f));
-  }
-}
-
-/// 64 bytes of codes, of which a row has `left` more bytes; zero past its end.
-template <Code C>
-[[gnu::always_inline]] inline __m512i load_codes(const uint8_t* p, int64_t left) {
-  __m512i v;
-  if (left >= 64) [[likely]] {
-    v = _mm512_loadu_si512(p);
-  } else {
-    v = _mm512_maskz_loadu_epi8(first_bytes(left), p);
-  }
-  if constexpr (is_spread(C)) {
-    const __m512i places = bytes(spread_of<bits_of(C)>);
-    v = _mm512_multishift_epi64_epi8(bytes(bit_of<bits_of(C)>), _mm512_permutexvar_epi8(places, v));
-  }
-  return v;
-}
-
-/// Plane c of codes as unsigned bytes.
-template <Code C>
-[[gnu::always_inline]] inline __m512i plane(__m512i packed, int c) {
-  constexpr int bits = bits_of(C);
-  if constexpr (bits == 8) {
-    return packed;
-  } else {
-    const __m512i low = _mm512_set1_epi8((1 << bits) - 1);
-    const __m512i codes = c ? _mm512_srli_epi16(packed, static_cast<unsigned>(bits * c)) : packed;
-    const __m512i whole = _mm512_and_si512(codes, low);
-    return is_affine(C) ? whole : _mm512_shuffle_epi8(bytes(unsigned_e2m1), whole);
-  }
-}
-
-/// R weight rows, from row `j` on, times M rows of activations, codes used as they are decoded.
-template <Code C, int R, int M>
-void dot_few(
-    const MatmulShape& s,
-    const Weight& w,
-    int64_t j,
-    const std::byte* const* x,
-    float* out,
-    int64_t ld) {
-  constexpr int planes = int8_planes(C);
-  constexpr int64_t lane_codes = 4 * planes;
-  const Int8Row row(s, C);
-  const int64_t row_bytes = s.row_bytes();
-  const int64_t size = s.scale_bytes();
-  const int64_t groups = s.groups();
-  const int64_t lanes = s.k / lane_codes;
-  const int64_t group_lanes = s.format.group_size / lane_codes;
-  const int lanes_log2 = std::countr_zero(static_cast<uint64_t>(group_lanes));
-  auto* codes = static_cast<const uint8_t*>(w.codes) + j * row_bytes;
-  auto* scales = static_cast<const std::byte*>(w.scales) + j * groups * size;
-  auto* biases = static_cast<const std::byte*>(w.biases) + (is_affine(C) ? j * groups * size : 0);
-  __m512 total[R][M];
-  for (int r = 0; r < R; ++r) {
-    for (int m = 0; m < M; ++m) {
-      total[r][m] = _mm512_setzero_ps();
-    }
-  }
-  int64_t ahead = codes_ahead;
-  for (int64_t g = 0; g < groups; g += 16) {
-    __m512 scale[R][M];
-    for (int64_t line = 0; line < R * 16 * size; line += 64) {
-      fetch(scales, scales_ahead + g * size * R + line);
-      if constexpr (is_affine(C)) {
-        fetch(biases, scales_ahead + g * size * R + line);
-      }
-    }
-    for (int r = 0; r < R; ++r) {
-      const int64_t at = (r * groups + g) * size;
-      const __m512 own = load_scales_of<C>(s.dtype, scales + at, groups - g);
-      for (int m = 0; m < M; ++m) {
-        scale[r][m] = _mm512_mul_ps(own, _mm512_load_ps(x[m] + row.scales_at + g * 4));
-      }
-      if constexpr (is_affine(C)) {
-        const __m512 bias = load_scales_of<C>(s.dtype, biases + at, groups - g);
-        for (int m = 0; m < M; ++m) {
-          const __m512 sum = _mm512_load_ps(x[m] + row.sums_at + g * 4);
-          total[r][m] = _mm512_fmadd_ps(bias, sum, total[r][m]);
-        }
-      }
-    }
-    const int64_t first = g * group_lanes;
-    const int64_t last = std::min(lanes, first + 16 * group_lanes);
-    for (int64_t lane = first; lane < last; lane += 16) {
-      const __m512i lane_group = group_of_lane((lane - first) / 16, lanes_log2);
-      const int64_t at = lane / 16 * vector_bytes(C);
-#pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) {
-        fetch(codes, ahead + r * vector_bytes(C));
-        const __m512i packed = load_codes<C>(codes + r * row_bytes + at, row_bytes - at);
-        __m512i part[M];
-        unrolled<M>([&](int m) ZMLX_INLINED {
-          part[m] = is_affine(C) ? _mm512_setzero_si512()
-                                 : _mm512_load_si512(x[m] + row.lanes_at + lane * 4);
-        });
-        unrolled<planes>([&](int c) ZMLX_INLINED {
-          const __m512i values = plane<C>(packed, c);
-          unrolled<M>([&](int m) ZMLX_INLINED {
-            const __m512i value = _mm512_load_si512(x[m] + lane * lane_codes + c * 64);
-            part[m] = _mm512_dpbusd_epi32(part[m], values, value);
-          });
-        });
-        unrolled<M>([&](int m) ZMLX_INLINED {
-          const __m512 lane_scale = _mm512_permutexvar_ps(lane_group, scale[r][m]);
-          total[r][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(part[m]), lane_scale, total[r][m]);
-        });
-      }
-      ahead += R * vector_bytes(C);
-    }
-  }
-  for (int r = 0; r < R; ++r) {
-    for (int m = 0; m < M; ++m) {
-      out[m * ld + r] = _mm512_reduce_add_ps(total[r][m]);
-    }
-  }
-}
-
-const std::byte* row_of(const Rows& rows, size_t row_bytes, int64_t i) {
-  const size_t at = rows.index ? rows.index[i] : static_cast<size_t>(i);
-  return rows.prepared + at * row_bytes;
-}
-
-template <Code C, int R, int M>
-void run_few(
-    const MatmulShape& s,
-    const Weight& w,
-    Range outputs,
-    const Rows& rows,
-    size_t row_bytes,
-    float* out,
-    int64_t ld) {
-  const std::byte* x[M];
-  for (int m = 0; m < M; ++m) {
-    x[m] = row_of(rows, row_bytes, m);
-  }
-  int64_t j = outputs.begin;
-  for (; outputs.end - j >= R; j += R) {
-    dot_few<C, R, M>(s, w, j, x, out + j - outputs.begin, ld);
-  }
-  for (; j < outputs.end; ++j) {
-    dot_few<C, 1, M>(s, w, j, x, out + j - outputs.begin, ld);
+    fill_lanes<C>(row, to, row.padded);
   }
 }
 
@@ -372,7 +120,7 @@ void fill_panel(
     int64_t height,
     Range part,
     std::byte* panel) {
-  constexpr int planes = int8_planes(C);
+  constexpr int planes = byte_planes(C);
   constexpr int64_t lane_codes = 4 * planes;
   const int64_t row_bytes = s.row_bytes();
   const int64_t group_lanes = s.format.group_size / lane_codes;
@@ -574,32 +322,24 @@ void run_as(
     case 0:
       return;
     case 1:
-      return run_few<C, 4, 1>(s, w, outputs, rows, row_bytes, out, ld);
+      return run_few<C, Int8Row, 4, 1>(s, w, outputs, rows, row_bytes, out, ld);
     case 2:
-      return run_few<C, 2, 2>(s, w, outputs, rows, row_bytes, out, ld);
+      return run_few<C, Int8Row, 2, 2>(s, w, outputs, rows, row_bytes, out, ld);
     case 3:
-      return run_few<C, 2, 3>(s, w, outputs, rows, row_bytes, out, ld);
+      return run_few<C, Int8Row, 2, 3>(s, w, outputs, rows, row_bytes, out, ld);
     case 4:
-      return run_few<C, 2, 4>(s, w, outputs, rows, row_bytes, out, ld);
+      return run_few<C, Int8Row, 2, 4>(s, w, outputs, rows, row_bytes, out, ld);
     case 5:
-      return run_few<C, 2, 5>(s, w, outputs, rows, row_bytes, out, ld);
+      return run_few<C, Int8Row, 2, 5>(s, w, outputs, rows, row_bytes, out, ld);
     default:
       break;
   }
   if (rows.count > few_rows) {
     return run_panels<C, Tiles>(s, w, outputs, rows, row_bytes, out, ld);
   }
-  // Twice over the weights, which a cache still holds.
-  const int64_t half = (rows.count + 1) / 2;
-  Rows part{rows.prepared, half, rows.index};
-  run_as<C, Tiles>(s, w, outputs, part, row_bytes, out, ld);
-  part.count = rows.count - half;
-  if (rows.index) {
-    part.index += half;
-  } else {
-    part.prepared += static_cast<size_t>(half) * row_bytes;
-  }
-  run_as<C, Tiles>(s, w, outputs, part, row_bytes, out + half * ld, ld);
+  in_halves(rows, row_bytes, out, ld, [&](const Rows& half, float* to) {
+    run_as<C, Tiles>(s, w, outputs, half, row_bytes, to, ld);
+  });
 }
 
 /// The functions for each Code with integers, in its order.

@@ -32,6 +32,12 @@ constexpr bool is_affine(Code code) {
   return code >= Code::affine2 && code <= Code::affine8;
 }
 
+/// Codes that lie whole in one byte of a weight. Those that cross bytes are spread out first.
+constexpr int byte_planes(Code code) {
+  const int bits = bits_of(code);
+  return bits == 2 ? 4 : bits == 4 ? 2 : 1;
+}
+
 inline Code code_of(WeightFormat format) {
   switch (format.mode) {
     case Quantisation::mxfp4:
@@ -61,6 +67,20 @@ struct MatmulShape {
     return format.has_biases() ? static_cast<int64_t>(size_of(dtype)) : 1;
   }
 };
+
+/// f(rows, out) for both halves of `rows`: twice over the weights, which a cache still holds.
+template <typename F>
+void in_halves(const Rows& rows, size_t row_bytes, float* out, int64_t ld, F&& f) {
+  const int64_t half = (rows.count + 1) / 2;
+  f(Rows{rows.prepared, half, rows.index}, out);
+  Rows rest{rows.prepared, rows.count - half, rows.index};
+  if (rest.index) {
+    rest.index += half;
+  } else {
+    rest.prepared += static_cast<size_t>(half) * row_bytes;
+  }
+  f(rest, out + half * ld);
+}
 
 struct MatmulKernels {
   const char* name;
@@ -94,6 +114,9 @@ const MatmulKernels* amx_bf16_matmul();
 const MatmulKernels* int16_matmul(
     const MatmulShape& shape,
     Activations activations = Activations::exact);
+/// The same integers by AVX-512's products of bytes, high and low ones. For few rows: any number is
+/// right.
+const MatmulKernels* vnni_int16_matmul(const MatmulShape& shape);
 /// Activations rounded to 8 bits, for formats that fit_int8(): in float32 on any CPU; by AVX-512's
 /// sums of products of bytes; the same with AMX's tiles for many rows. The latter are nullptr where
 /// the CPU or the build has none.
