@@ -26,20 +26,24 @@ const MatmulKernels* pick_int8(const MatmulShape& shape) {
   return portable_int8_matmul();
 }
 
+/// Up to so many rows two products of bytes are faster than decoding weights for tiles.
+constexpr int64_t byte_rows = 8;
+
 const MatmulKernels* pick(const MatmulShape& shape, int64_t rows) {
   auto* portable = portable_matmul();
   if (is_restricted()) {
     return portable;
   }
-  if (auto* amx = amx_bf16_matmul(); amx && shape.dtype == Dtype::bf16 && rows >= tiled_rows) {
-    return amx;
-  }
+  auto* tiles = shape.dtype == Dtype::bf16 ? amx_bf16_matmul() : nullptr;
   // Where there are tiles too, dot products of bf16 take twice as long as those of bytes, of which
   // an activation makes two; elsewhere they take as long.
-  if (shape.dtype == Dtype::f16 ? rows < tiled_rows : amx_bf16_matmul() != nullptr) {
+  if ((tiles || shape.dtype == Dtype::f16) && rows <= byte_rows) {
     if (auto* int16 = vnni_int16_matmul(shape)) {
       return int16;
     }
+  }
+  if (tiles && rows >= tiled_rows) {
+    return tiles;
   }
   if (auto* bf16 = bf16_matmul(); bf16 && shape.dtype == Dtype::bf16) {
     return bf16;

@@ -109,6 +109,12 @@ void run_as(
       return run_few<C, Int16Row, 2, 2>(s, w, outputs, rows, row_bytes, out, ld);
     case 3:
       return run_few<C, Int16Row, 2, 3>(s, w, outputs, rows, row_bytes, out, ld);
+    case 4:
+      return run_few<C, Int16Row, 2, 4>(s, w, outputs, rows, row_bytes, out, ld);
+    case 5:
+      return run_few<C, Int16Row, 2, 5>(s, w, outputs, rows, row_bytes, out, ld);
+    case 6:
+      return run_few<C, Int16Row, 2, 6>(s, w, outputs, rows, row_bytes, out, ld);
     default:
       return in_halves(rows, row_bytes, out, ld, [&](const Rows& part, float* to) {
         run_as<C>(s, w, outputs, part, row_bytes, to, ld);
