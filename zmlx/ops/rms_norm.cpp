@@ -16,20 +16,21 @@ namespace zmlx::HWY_NAMESPACE {
 
 template <typename T>
 HWY_FLATTEN void rms_norm_rows(const Call& call, float eps, bool past_cache, Range rows) {
-  const size_t n = static_cast<size_t>(call.in[0].shape()[-1]);
+  const int64_t n = call.in[0].shape()[-1];
   const T* weight = call.in.size() > 1 ? call.in[1].as<T>() : nullptr;
+  const int64_t ahead = cpu::row_ahead(n, sizeof(T));
   for (int64_t row = rows.begin; row < rows.end; ++row) {
-    const T* x = call.in[0].as<T>() + row * static_cast<int64_t>(n);
-    T* out = call.out[0].as<T>() + row * static_cast<int64_t>(n);
-    auto inverse = hn::Set(F32(), inverse_rms(x, n, eps));
-    written(out, static_cast<int64_t>(n), past_cache, [&](T* to) HWY_ATTR {
-      over_vectors(static_cast<int64_t>(n), [&](int64_t i, size_t left) HWY_ATTR {
-        auto normal = round_result<T>(hn::Mul(load_some(x + i, left), inverse));
-        if (weight) {
-          normal = hn::Mul(normal, load_some(weight + i, left));
-        }
-        put(normal, to + i, left);
-      });
+    const T* x = call.in[0].as<T>() + row * n;
+    auto fetch = [&](int64_t i) HWY_ATTR { fetch_two(x + i + ahead); };
+    auto inverse = hn::Set(F32(), inverse_rms(x, static_cast<size_t>(n), eps));
+    auto normal = [&](Floats v) HWY_ATTR { return round_result<T>(hn::Mul(v, inverse)); };
+    auto weighted = [&](Floats v, Floats w) HWY_ATTR { return hn::Mul(normal(v), w); };
+    written(call.out[0].as<T>() + row * n, n, past_cache, [&](T* to) HWY_ATTR {
+      if (weight) {
+        map_row(n, to, fetch, weighted, x, weight);
+      } else {
+        map_row(n, to, fetch, normal, x);
+      }
     });
   }
   if (past_cache) {

@@ -18,8 +18,6 @@ namespace zmlx::HWY_NAMESPACE {
 namespace {
 
 using cpu::Activation;
-using U32 = hn::Rebind<uint32_t, F32>;
-using Words = hn::Vec<U32>;
 
 template <typename F>
 void with_element_type(Dtype dtype, F&& f) {
@@ -195,14 +193,15 @@ void activate(
 template <typename T>
 HWY_FLATTEN void
 add_row_of(const T* a, const T* b, int64_t n, T* out, bool past_cache, const T* ahead) {
-  written(out, n, past_cache, [&](T* to) HWY_ATTR {
-    over_vectors(n, [&](int64_t i, size_t left) HWY_ATTR {
-      if (ahead) {
-        hwy::Prefetch(ahead + i);
-      }
-      put(hn::Add(load_some(a + i, left), load_some(b + i, left)), to + i, left);
-    });
-  });
+  const int64_t next = cpu::row_ahead(n, sizeof(T));
+  auto fetch = [&](int64_t i) HWY_ATTR {
+    if (ahead) {
+      fetch_two(ahead + i);
+      fetch_two(b + i + next);
+    }
+  };
+  auto add = [](Floats v, Floats w) HWY_ATTR { return hn::Add(v, w); };
+  written(out, n, past_cache, [&](T* to) HWY_ATTR { map_row(n, to, fetch, add, a, b); });
 }
 
 void add_row(
@@ -255,18 +254,30 @@ HWY_INLINE Words turn(Words v) {
   return hn::RotateRight<32 - distance>(v);
 }
 
+/// What Threefry-2x32 adds to both words at its begin and after each four of its rounds. `last` is
+/// added to the words at the end.
+struct Keys {
+  Words a[6];
+  Words b[6];
+
+  HWY_INLINE Keys(const uint32_t* key, uint32_t last) {
+    const uint32_t keys[3] = {key[0], key[1], key[0] ^ key[1] ^ 0x1BD11BDAu};
+    for (uint32_t i = 0; i < 6; ++i) {
+      const uint32_t more = i == 5 ? last : 0;
+      a[i] = hn::Set(U32(), keys[i % 3] + more);
+      b[i] = hn::Set(U32(), keys[(i + 1) % 3] + i + more);
+    }
+  }
+};
+
 /// Threefry-2x32 with 20 rounds of `blocks` vectors of counters (a[j], b[j]), in place. They are
-/// independent, which hides that every instruction of one waits for the one before. `last` is added
-/// to the words.
+/// independent, which hides that every instruction of one waits for the one before.
 template <int blocks>
-HWY_INLINE void
-threefry(const uint32_t* key, uint32_t last, Words (&a)[blocks], Words (&b)[blocks]) {
-  const U32 d;
-  const uint32_t keys[3] = {key[0], key[1], key[0] ^ key[1] ^ 0x1BD11BDAu};
-  auto add = [&](uint32_t to_a, uint32_t to_b) HWY_ATTR {
+HWY_INLINE void threefry(const Keys& keys, Words (&a)[blocks], Words (&b)[blocks]) {
+  auto add = [&](int i) HWY_ATTR {
     for (int j = 0; j < blocks; ++j) {
-      a[j] = hn::Add(a[j], hn::Set(d, to_a));
-      b[j] = hn::Add(b[j], hn::Set(d, to_b));
+      a[j] = hn::Add(a[j], keys.a[i]);
+      b[j] = hn::Add(b[j], keys.b[i]);
     }
   };
   auto mix = [&]<int distance>() HWY_ATTR {
@@ -275,9 +286,9 @@ threefry(const uint32_t* key, uint32_t last, Words (&a)[blocks], Words (&b)[bloc
       b[j] = hn::Xor(turn<distance>(b[j]), a[j]);
     }
   };
-  add(keys[0], keys[1]);
-  for (uint32_t i = 0; i < 5; ++i) {
-    if (i % 2 == 0) {
+  add(0);
+  for (int i = 1; i < 6; ++i) {
+    if (i % 2 == 1) {
       mix.template operator()<13>();
       mix.template operator()<15>();
       mix.template operator()<26>();
@@ -288,8 +299,7 @@ threefry(const uint32_t* key, uint32_t last, Words (&a)[blocks], Words (&b)[bloc
       mix.template operator()<16>();
       mix.template operator()<24>();
     }
-    const uint32_t more = i == 4 ? last : 0;
-    add(keys[(i + 1) % 3] + more, keys[(i + 2) % 3] + i + 1 + more);
+    add(i);
   }
 }
 
@@ -317,36 +327,39 @@ struct Mask {
 template <typename T>
 HWY_FLATTEN void
 dropout_block(const T* x, const Mask& mask, int64_t first, int64_t count, T* low, T* high) {
-  const auto step = static_cast<int64_t>(lanes());
-  const U32 d;
   const auto limit = hn::Set(hn::Rebind<int32_t, F32>(), mask.limit);
   const Floats scale = number(mask.scale);
-  x += first;
-  auto counters = [&](int64_t i, Words& a, Words& b) HWY_ATTR {
-    a = hn::Iota(d, static_cast<uint32_t>(first + i));
-    b = hn::Iota(d, static_cast<uint32_t>(first + i + mask.pairs));
+  const Keys keys(mask.key, sign_bit);
+  Words even;
+  Words odd;
+  elements_of_two<T>(even, odd);
+  const auto places = hn::Iota(U32(), 0);
+  auto counter = [&](Words place, int64_t i)
+                     HWY_ATTR { return hn::Add(place, hn::Set(U32(), static_cast<uint32_t>(i))); };
+  auto keep_two = [&](const T* from, const Words(&words)[2], T* to) HWY_ATTR {
+    Floats v;
+    Floats w;
+    load_two(from, v, w);
+    put_two(keep(v, words[0], limit, scale), keep(w, words[1], limit, scale), to);
   };
-  auto write = [&](int64_t i, Words a, Words b, size_t left) HWY_ATTR {
-    put(keep(load_some(x + i, left), a, limit, scale), low + i, left);
-    put(keep(load_some(x + i + mask.pairs, left), b, limit, scale), high + i, left);
-  };
-  int64_t i = 0;
-  for (; i + 2 * step <= count; i += 2 * step) {
-    Words a[2];
-    Words b[2];
-    counters(i, a[0], b[0]);
-    counters(i + step, a[1], b[1]);
-    threefry<2>(mask.key, sign_bit, a, b);
-    write(i, a[0], b[0], lanes());
-    write(i + step, a[1], b[1], lanes());
-  }
-  for (; i < count; i += step) {
-    Words a[1];
-    Words b[1];
-    counters(i, a[0], b[0]);
-    threefry<1>(mask.key, sign_bit, a, b);
-    write(i, a[0], b[0], static_cast<size_t>(count - i));
-  }
+  over_pairs(
+      count,
+      [&](int64_t i) HWY_ATTR {
+        const int64_t at = first + i;
+        Words a[2] = {counter(even, at), counter(odd, at)};
+        Words b[2] = {counter(even, at + mask.pairs), counter(odd, at + mask.pairs)};
+        threefry<2>(keys, a, b);
+        keep_two(x + at, a, low + i);
+        keep_two(x + at + mask.pairs, b, high + i);
+      },
+      [&](int64_t i, size_t left) HWY_ATTR {
+        const int64_t at = first + i;
+        Words a[1] = {counter(places, at)};
+        Words b[1] = {counter(places, at + mask.pairs)};
+        threefry<1>(keys, a, b);
+        put(keep(load_some(x + at, left), a[0], limit, scale), low + i, left);
+        put(keep(load_some(x + at + mask.pairs, left), b[0], limit, scale), high + i, left);
+      });
 }
 
 void dropout_pairs(
@@ -385,7 +398,7 @@ void dropout_pairs(
       // The middle one of an odd number is alone, with the counters (n / 2, 0).
       Words a[1] = {hn::Set(U32(), static_cast<uint32_t>(n / 2))};
       Words b[1] = {hn::Zero(U32())};
-      threefry<1>(key, sign_bit, a, b);
+      threefry<1>(Keys(key, sign_bit), a, b);
       const auto limit = hn::Set(hn::Rebind<int32_t, F32>(), mask.limit);
       put(keep(load_n(from + n / 2, 1), a[0], limit, number(mask.scale)), to + n / 2, 1);
     }

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <limits>
 
-#include "zmlx/kernel/cpu/simd_math-inl.h"
+#include "zmlx/kernel/cpu/stream-inl.h"
 
 #if defined(ZMLX_KERNEL_CPU_ROW_FOLD_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ZMLX_KERNEL_CPU_ROW_FOLD_INL_H_
@@ -37,16 +37,22 @@ void with_element(Dtype dtype, F&& f) {
 template <typename T, typename F>
 HWY_INLINE Floats fold(const T* x, int64_t n, float neutral, F&& f) {
   const auto step = static_cast<int64_t>(lanes());
+  const int64_t ahead = cpu::row_ahead(n, sizeof(T));
   Floats a0 = hn::Set(F32(), neutral);
   Floats a1 = a0;
   Floats a2 = a0;
   Floats a3 = a0;
   int64_t i = 0;
   for (; i + 4 * step <= n; i += 4 * step) {
-    a0 = f(a0, load(x + i));
-    a1 = f(a1, load(x + i + step));
-    a2 = f(a2, load(x + i + 2 * step));
-    a3 = f(a3, load(x + i + 3 * step));
+    fetch_two(x + i + ahead);
+    fetch_two(x + i + ahead + 2 * step);
+    Floats x0, x1, x2, x3;
+    load_two(x + i, x0, x1);
+    load_two(x + i + 2 * step, x2, x3);
+    a0 = f(a0, x0);
+    a1 = f(a1, x1);
+    a2 = f(a2, x2);
+    a3 = f(a3, x3);
   }
   for (; i + step <= n; i += step) {
     a0 = f(a0, load(x + i));
@@ -129,8 +135,10 @@ HWY_INLINE float row_squares(const T* x, int64_t n, float mean) {
   Floats s1 = s0;
   int64_t i = 0;
   for (; i + 2 * step <= n; i += 2 * step) {
-    const Floats a = hn::Sub(load(x + i), middle);
-    const Floats b = hn::Sub(load(x + i + step), middle);
+    Floats a, b;
+    load_two(x + i, a, b);
+    a = hn::Sub(a, middle);
+    b = hn::Sub(b, middle);
     s0 = hn::MulAdd(a, a, s0);
     s1 = hn::MulAdd(b, b, s1);
   }
@@ -159,8 +167,10 @@ HWY_INLINE float row_exp_sum(const T* x, int64_t n, float scale, float shift) {
   Floats s1 = s0;
   int64_t i = 0;
   for (; i + 2 * step <= n; i += 2 * step) {
-    s0 = hn::Add(s0, exp(hn::MulSub(load(x + i), factor, less)));
-    s1 = hn::Add(s1, exp(hn::MulSub(load(x + i + step), factor, less)));
+    Floats a, b;
+    load_two(x + i, a, b);
+    s0 = hn::Add(s0, exp(hn::MulSub(a, factor, less)));
+    s1 = hn::Add(s1, exp(hn::MulSub(b, factor, less)));
   }
   for (; i < n; i += step) {
     const auto left = static_cast<size_t>(n - i);

@@ -117,37 +117,54 @@ HWY_INLINE float softmax_shift(const T* x, int64_t n, float scale) {
 template <typename T>
 HWY_FLATTEN void softmax_row(const T* x, int64_t n, float scale, bool logarithm, T* out) {
   const float shift = softmax_shift(x, n, scale);
-  const Floats factor = hn::Set(F32(), scale);
   if (logarithm) {
+    const Floats factor = hn::Set(F32(), scale);
     const Floats less = hn::Set(F32(), shift + std::log(row_exp_sum(x, n, scale, shift)));
-    return over_vectors(n, [&](int64_t i, size_t left) HWY_ATTR {
-      put(hn::MulSub(load_some(x + i, left), factor, less), out + i, left);
-    });
+    auto log = [&](Floats v) HWY_ATTR { return hn::MulSub(v, factor, less); };
+    return map_row(n, out, Nothing(), log, x);
   }
-  const Floats less = hn::Set(F32(), shift);
-  auto exps = [&](int64_t i, size_t left) HWY_ATTR {
-    return exp_for<T, true>(hn::MulSub(load_some(x + i, left), factor, less));
-  };
+  const Floats units = hn::Set(F32(), scale * exp_unit<T>);
+  const Floats less = hn::Set(F32(), shift * exp_unit<T>);
+  auto exp_of = [&](Floats v)
+                    HWY_ATTR { return exp_in_units<T, true>(hn::MulSub(v, units, less)); };
   if (n > kept_row) {
     const Floats part = hn::Set(F32(), 1 / row_exp_sum(x, n, scale, shift));
-    return over_vectors(n, [&](int64_t i, size_t left) HWY_ATTR {
-      put(hn::Mul(exps(i, left), part), out + i, left);
-    });
+    auto share = [&](Floats v) HWY_ATTR { return hn::Mul(exp_of(v), part); };
+    return map_row(n, out, Nothing(), share, x);
   }
   HWY_ALIGN float row[kept_row + hn::MaxLanes(F32())];
+  const auto step = static_cast<int64_t>(lanes());
   Floats total = hn::Zero(F32());
-  over_vectors(n, [&](int64_t i, size_t left) HWY_ATTR {
-    Floats e = exps(i, left);
-    if (left < lanes()) {
-      e = hn::IfThenElseZero(hn::FirstN(F32(), left), e);
-    }
-    hn::Store(e, F32(), row + i);
-    total = hn::Add(total, e);
-  });
-  const Floats part = hn::Set(F32(), 1 / sum(total));
-  over_vectors(n, [&](int64_t i, size_t left) HWY_ATTR {
-    put(hn::Mul(load(row + i), part), out + i, left);
-  });
+  Floats more = total;
+  over_pairs(
+      n,
+      [&](int64_t i) HWY_ATTR {
+        // While this row is worked on the next one can come.
+        fetch_two(x + i + n);
+        Floats a, b;
+        load_two(x + i, a, b);
+        a = exp_of(a);
+        b = exp_of(b);
+        hn::Store(a, F32(), row + i);
+        hn::Store(b, F32(), row + i + step);
+        total = hn::Add(total, a);
+        more = hn::Add(more, b);
+      },
+      [&](int64_t i, size_t left) HWY_ATTR {
+        Floats e = exp_of(load_some(x + i, left));
+        if (left < lanes()) {
+          e = hn::IfThenElseZero(hn::FirstN(F32(), left), e);
+        }
+        hn::Store(e, F32(), row + i);
+        total = hn::Add(total, e);
+      });
+  const Floats part = hn::Set(F32(), 1 / sum(hn::Add(total, more)));
+  over_pairs(
+      n,
+      [&](int64_t i) HWY_ATTR {
+        put_two(hn::Mul(load(row + i), part), hn::Mul(load(row + i + step), part), out + i);
+      },
+      [&](int64_t i, size_t left) HWY_ATTR { put(hn::Mul(load(row + i), part), out + i, left); });
 }
 
 void softmax_rows(
@@ -179,6 +196,17 @@ HWY_INLINE Floats prefix_sums(Floats v) {
   v = hn::Add(v, hn::ShiftLeftLanes<2>(F32(), v));
   const Floats last = hn::Broadcast<3>(v);
   return hn::Add(v, hn::ConcatLowerLower(F32(), last, hn::Zero(F32())));
+#elif HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+  const __m512i zero = _mm512_setzero_si512();
+  auto add_from = [&]<int distance>() HWY_ATTR {
+    const __m512i shifted = _mm512_alignr_epi32(_mm512_castps_si512(v.raw), zero, 16 - distance);
+    v = hn::Add(v, Floats{_mm512_castsi512_ps(shifted)});
+  };
+  add_from.template operator()<1>();
+  add_from.template operator()<2>();
+  add_from.template operator()<4>();
+  add_from.template operator()<8>();
+  return v;
 #else
   HWY_ALIGN float part[2 * hn::MaxLanes(F32())] = {};
   const size_t count = lanes();
@@ -194,6 +222,8 @@ HWY_INLINE Floats prefix_sums(Floats v) {
 HWY_INLINE Floats last_lane(Floats v) {
 #if HWY_TARGET == HWY_AVX2
   return hn::Broadcast<3>(hn::ConcatUpperUpper(F32(), v, v));
+#elif HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+  return Floats{_mm512_permutexvar_ps(_mm512_set1_epi32(15), v.raw)};
 #else
   return hn::Set(F32(), hn::ExtractLane(v, lanes() - 1));
 #endif
@@ -202,7 +232,9 @@ HWY_INLINE Floats last_lane(Floats v) {
 template <typename T>
 HWY_FLATTEN void cumsum_row(const T* x, int64_t n, T* out) {
   Floats before = hn::Zero(F32()); // all that is carried from vector to vector
+  const int64_t ahead = cpu::row_ahead(n, sizeof(T));
   over_vectors(n, [&](int64_t i, size_t left) HWY_ATTR {
+    __builtin_prefetch(x + i + ahead, 0, 2);
     const Floats sums = prefix_sums(load_some(x + i, left));
     put(hn::Add(sums, before), out + i, left);
     before = hn::Add(before, last_lane(sums));

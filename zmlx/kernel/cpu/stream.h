@@ -28,6 +28,14 @@ inline void flush_stores() {
   hwy::FlushStream();
 }
 
+/// How far ahead of what it reads a kernel asks for a row's elements, which take that many bytes
+/// each and lie `stride` elements after the row before: the next row, since the hardware foresees
+/// nothing past a page, or in a long row the next page.
+inline int64_t row_ahead(int64_t stride, size_t bytes) {
+  const auto size = static_cast<int64_t>(bytes);
+  return stride * size <= (16 << 10) ? stride : (4 << 10) / size;
+}
+
 /// Calls f(Range) on parts of `rows` rows: an equal part for each member, or where the rows are
 /// many bytes, chunks taken in turn, so that a member that is held up does not hold up the others.
 template <typename F>

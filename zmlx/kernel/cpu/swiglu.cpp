@@ -22,15 +22,14 @@ HWY_FLATTEN void rows_of(
     int64_t stride,
     bool past_cache,
     T* out) {
-  const Floats one = hn::Set(F32(), 1.0f);
+  const int64_t ahead = cpu::row_ahead(stride, sizeof(T));
+  auto unit = [](Floats g, Floats u) HWY_ATTR { return hn::Mul(hn::Mul(g, sigmoid_for<T>(g)), u); };
   for (int64_t r = 0; r < rows; ++r, gate += stride, up += stride, out += n) {
-    written(out, n, past_cache, [&](T* to) HWY_ATTR {
-      over_vectors(n, [&](int64_t i, size_t left) HWY_ATTR {
-        const Floats g = load_some(gate + i, left);
-        const Floats share = hn::Div(one, hn::Add(one, exp_for<T>(hn::Neg(g))));
-        put(hn::Mul(hn::Mul(g, share), load_some(up + i, left)), to + i, left);
-      });
-    });
+    auto fetch = [&](int64_t i) HWY_ATTR {
+      fetch_two(gate + i + ahead);
+      fetch_two(up + i + ahead);
+    };
+    written(out, n, past_cache, [&](T* to) HWY_ATTR { map_row(n, to, fetch, unit, gate, up); });
   }
   if (past_cache) {
     hwy::FlushStream();

@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 
 #include "zmlx/kernel/cpu/stream-inl.h"
@@ -19,6 +18,7 @@ namespace zmlx::HWY_NAMESPACE {
 namespace {
 
 using I32 = hn::Rebind<int32_t, F32>;
+using Ints = hn::Vec<I32>;
 
 constexpr float lowest = -std::numeric_limits<float>::infinity();
 constexpr int64_t most_k = 1024; // elements of a list that is sorted by insertion
@@ -42,123 +42,133 @@ HWY_INLINE Floats or_lowest(Floats v, size_t left) {
   return left >= lanes() ? v : hn::IfThenElse(hn::FirstN(F32(), left), v, hn::Set(F32(), lowest));
 }
 
-/// A number that at least k elements reach: the k-th largest of the maxima of 2 * lanes() disjoint
-/// parts of the row. NaN is passed over.
+/// As whole numbers floats keep their order once negative ones are turned. -0 becomes 0.
+HWY_INLINE Ints keys_of(Floats v) {
+  const auto bits = hn::BitCast(I32(), hn::Add(v, hn::Zero(F32())));
+  return hn::Xor(bits, hn::And(hn::ShiftRight<31>(bits), hn::Set(I32(), 0x7FFFFFFF)));
+}
+
+/// A number that at least k elements reach: the k-th largest of the maxima of disjoint parts of the
+/// row, twice as many as a vector has lanes, or for small k as many. NaN is passed over.
 template <typename T>
 HWY_INLINE float reached_by(const T* x, int64_t n, int64_t k) {
   const auto step = static_cast<int64_t>(lanes());
-  const Floats none = hn::Set(F32(), lowest);
-  Floats a = none;
-  Floats b = none;
-  int64_t i = 0;
-  for (; i + 2 * step <= n; i += 2 * step) {
-    a = hn::Max(load(x + i), a);
-    b = hn::Max(load(x + i + step), b);
-  }
-  for (; i < n; i += step) {
-    const auto left = static_cast<size_t>(n - i);
-    a = hn::Max(or_lowest(load_some(x + i, left), left), a);
-  }
-  float reached = lowest;
+  const int64_t ahead = cpu::row_ahead(n, sizeof(T));
+  Floats most = hn::Set(F32(), lowest);
+  Floats more = most;
+  over_pairs(
+      n,
+      [&](int64_t i) HWY_ATTR {
+        fetch_two(x + i + ahead);
+        Floats v, w;
+        load_two(x + i, v, w);
+        most = hn::Max(v, most);
+        more = hn::Max(w, more);
+      },
+      [&](int64_t i, size_t left)
+          HWY_ATTR { most = hn::Max(or_lowest(load_some(x + i, left), left), most); });
+  // The largest of whole numbers is found in a third of the time of floats'.
+  const auto none = hn::Set(I32(), std::numeric_limits<int32_t>::min());
+  const bool few = 3 * k <= step;
+  auto a = keys_of(few ? hn::Max(most, more) : most);
+  auto b = few ? none : keys_of(more);
+  auto reached = none;
   for (int64_t j = 0; j < k; ++j) {
-    const Floats most = hn::MaxOfLanes(F32(), hn::Max(a, b));
-    reached = hn::GetLane(most);
-    a = hn::IfThenElse(hn::Eq(a, most), none, a);
-    b = hn::IfThenElse(hn::Eq(b, most), none, b);
+    reached = hn::MaxOfLanes(I32(), hn::Max(a, b));
+    a = hn::IfThenElse(hn::Eq(a, reached), none, a);
+    b = hn::IfThenElse(hn::Eq(b, reached), none, b);
   }
-  return reached;
+  // Where all parts are used up the key is that of no number.
+  const int32_t key = hn::GetLane(reached);
+  const int32_t bits = key ^ ((key >> 31) & 0x7FFFFFFF);
+  float number;
+  hwy::CopySameSize(&bits, &number);
+  return std::isnan(number) ? lowest : number;
 }
 
 struct Candidates {
-  HWY_ALIGN float value[most_candidates];
-  HWY_ALIGN int32_t index[most_candidates];
+  // Room for what a vector has past the last one, and for two vectors before they are counted.
+  HWY_ALIGN float value[most_candidates + 4 * hn::MaxLanes(F32())];
+  HWY_ALIGN int32_t index[most_candidates + 4 * hn::MaxLanes(F32())];
   int64_t count = 0;
 };
 
 /// Elements of the row that are not below `least`, in their order; false if there are too many.
+/// Where they are cannot be foreseen, so nothing branches on it but the end of a loop over pairs of
+/// vectors that have some.
 template <typename T>
 HWY_INLINE bool collect(const T* x, int64_t n, float least, Candidates& to) {
   const auto step = static_cast<int64_t>(lanes());
   const Floats limit = hn::Set(F32(), least);
-  HWY_ALIGN float part[hn::MaxLanes(F32())];
-  auto add = [&](Floats v, int64_t at, size_t left) HWY_ATTR {
-    auto out = hn::Not(hn::Lt(v, limit));
+  const auto places = hn::Iota(I32(), 0);
+  auto add = [&](int64_t at, size_t left) HWY_ATTR {
+    const Floats v = load_some(x + at, left);
+    auto is_one = hn::Not(hn::Lt(v, limit));
     if (left < lanes()) {
-      out = hn::And(out, hn::FirstN(F32(), left));
+      is_one = hn::And(is_one, hn::FirstN(F32(), left));
     }
-    if (HWY_LIKELY(hn::AllFalse(F32(), out))) {
-      return true;
-    }
-    uint8_t bytes[8] = {};
-    hn::StoreMaskBits(F32(), out, bytes);
-    uint64_t bits;
-    std::memcpy(&bits, bytes, sizeof(bits));
-    hn::Store(v, F32(), part);
-    for (; bits; bits &= bits - 1) {
-      if (to.count == most_candidates) {
-        return false;
-      }
-      const auto lane = static_cast<int64_t>(__builtin_ctzll(bits));
-      to.value[to.count] = part[lane];
-      to.index[to.count++] = static_cast<int32_t>(at + lane);
-    }
-    return true;
+    const auto index = hn::Add(places, hn::Set(I32(), static_cast<int32_t>(at)));
+    hn::StoreU(hn::Compress(v, is_one), F32(), to.value + to.count);
+    hn::StoreU(hn::Compress(index, hn::RebindMask(I32(), is_one)), I32(), to.index + to.count);
+    to.count += static_cast<int64_t>(hn::CountTrue(F32(), is_one));
   };
   int64_t i = 0;
-  for (; i + 4 * step <= n; i += 4 * step) {
-    const Floats v0 = load(x + i);
-    const Floats v1 = load(x + i + step);
-    const Floats v2 = load(x + i + 2 * step);
-    const Floats v3 = load(x + i + 3 * step);
-    const auto all_below = hn::And(
-        hn::And(hn::Lt(v0, limit), hn::Lt(v1, limit)),
-        hn::And(hn::Lt(v2, limit), hn::Lt(v3, limit)));
-    if (HWY_LIKELY(hn::AllTrue(F32(), all_below))) {
-      continue;
+  for (; i + 2 * step <= n;) {
+    const int64_t first = i;
+    uint64_t pairs = 0;
+    for (int64_t j = 0; j < 64 && i + 2 * step <= n; ++j, i += 2 * step) {
+      Floats v, w;
+      load_two(x + i, v, w);
+      const auto below = hn::And(hn::Lt(v, limit), hn::Lt(w, limit));
+      pairs |= uint64_t{!hn::AllTrue(F32(), below)} << j;
     }
-    if (!(add(v0, i, lanes()) && add(v1, i + step, lanes()) && add(v2, i + 2 * step, lanes()) &&
-          add(v3, i + 3 * step, lanes()))) {
-      return false;
+    for (; pairs; pairs &= pairs - 1) {
+      const int64_t at = first + static_cast<int64_t>(__builtin_ctzll(pairs)) * 2 * step;
+      add(at, lanes());
+      add(at + step, lanes());
+      if (to.count > most_candidates) {
+        return false;
+      }
     }
   }
   for (; i < n; i += step) {
-    const auto left = static_cast<size_t>(n - i);
-    if (!add(load_some(x + i, left), i, left)) {
-      return false;
-    }
+    add(i, static_cast<size_t>(n - i));
   }
-  return true;
+  return to.count <= most_candidates;
 }
 
 /// Sorts the candidates without a branch: each one's place is the number of those that come before.
-HWY_INLINE void sort(const Candidates& from, float* best, uint32_t* index) {
+HWY_INLINE void sort(Candidates& from, float* best, uint32_t* index) {
   const I32 d;
   const auto step = static_cast<int64_t>(lanes());
-  HWY_ALIGN int32_t key[most_candidates];
-  HWY_ALIGN int32_t place[most_candidates];
-  for (int64_t i = 0; i < from.count; i += step) {
-    // As whole numbers floats keep their order once negative ones are turned; -0 becomes 0.
-    const Floats v = hn::Add(hn::Load(F32(), from.value + i), hn::Zero(F32()));
-    const auto bits = hn::BitCast(d, v);
-    const auto turn = hn::And(hn::ShiftRight<31>(bits), hn::Set(d, 0x7FFFFFFF));
+  HWY_ALIGN int32_t key[most_candidates + hn::MaxLanes(F32())];
+  HWY_ALIGN int32_t place[most_candidates + hn::MaxLanes(F32())];
+  // Whole fours, of which the last have the lowest key and so the last places: the number of
+  // candidates varies from row to row, that of fours seldom. A key is compared less one.
+  const int64_t count = (from.count + 3) / 4 * 4;
+  const auto lowest_key = hn::Set(d, std::numeric_limits<int32_t>::min() + 1);
+  const auto places = hn::Iota(d, 0);
+  for (int64_t i = 0; i < count; i += step) {
+    const Floats v = hn::Load(F32(), from.value + i);
     const auto nan = hn::RebindMask(d, hn::IsNaN(v));
-    const auto keys = hn::IfThenElse(nan, hn::Set(d, 0x7FFFFFFF), hn::Xor(bits, turn));
-    hn::Store(keys, d, key + i);
+    const auto keys = hn::IfThenElse(nan, hn::Set(d, 0x7FFFFFFF), keys_of(v));
+    const auto index = hn::Add(places, hn::Set(d, static_cast<int32_t>(i)));
+    const auto is_one = hn::Gt(hn::Set(d, static_cast<int32_t>(from.count)), index);
+    hn::Store(hn::IfThenElse(is_one, keys, lowest_key), d, key + i);
   }
-  for (int64_t i = 0; i < from.count; i += step) {
+  for (int64_t i = 0; i < count; i += step) {
     const auto own = hn::Load(d, key + i);
-    const auto number = hn::Iota(d, static_cast<int32_t>(i));
+    const auto number = hn::Add(places, hn::Set(d, static_cast<int32_t>(i)));
     auto before = hn::Zero(d);
-    for (int64_t j = 0; j < from.count; ++j) {
-      // An earlier candidate comes first when it is as large; what lies past the end counts for
-      // nothing, as its place is not read.
+    for (int64_t j = 0; j < count; ++j) {
+      // An earlier candidate comes first when it is as large.
       const auto later = hn::VecFromMask(d, hn::Gt(number, hn::Set(d, static_cast<int32_t>(j))));
       const auto first = hn::Gt(hn::Set(d, key[j]), hn::Add(own, later));
       before = hn::Sub(before, hn::VecFromMask(d, first));
     }
     hn::Store(before, d, place + i);
   }
-  for (int64_t i = 0; i < from.count; ++i) {
+  for (int64_t i = 0; i < count; ++i) {
     best[place[i]] = from.value[i];
     index[place[i]] = static_cast<uint32_t>(from.index[i]);
   }
@@ -254,7 +264,7 @@ HWY_FLATTEN void softmax_row(const T* x, int64_t n, float* scores) {
   const Floats less = hn::Set(F32(), largest == lowest ? 0 : largest);
   Floats total = hn::Zero(F32());
   over_vectors(n, [&](int64_t i, size_t left) HWY_ATTR {
-    Floats e = exp_for<float, true>(hn::Sub(load_some(scores + i, left), less));
+    Floats e = exp_in_units<float, true>(hn::Sub(load_some(scores + i, left), less));
     if (left < lanes()) {
       e = hn::IfThenElseZero(hn::FirstN(F32(), left), e);
     }
