@@ -40,12 +40,12 @@ Problem problem(Dtype dtype, WeightFormat format, int64_t n, int64_t k, int64_t 
   return {dtype, format, n, k, m, Activations::int8};
 }
 
-void expect_right(const Problem& p) {
+void expect_right(const Problem& p, double tolerance = 2e-6) {
   for (auto* kernels : all_kernels(p)) {
     const auto got = p.run(*kernels);
     double worst = 0;
     for (size_t i = 0; i < got.size(); ++i) {
-      const double error = std::abs(got[i] - p.want[i]) / (2e-6 * p.size[i] + 1e-36);
+      const double error = std::abs(got[i] - p.want[i]) / (tolerance * p.size[i] + 1e-36);
       worst = std::isnan(error) ? INFINITY : std::max(worst, error);
     }
     EXPECT_LE(worst, 1) << kernels->name << ' ' << name_of(p.dtype) << " bits " << p.format.bits
@@ -184,7 +184,8 @@ TEST(MatmulInt8, KnowsTheLargestIntegersOfBothSides) {
         put(p.dtype, i / sizeof(float) / static_cast<size_t>(p.k) % 2 ? -1.0f : 1.0f, &p.x[i]);
       }
       p.compute();
-      expect_right(p);
+      // Codes and biases may cancel, and all roundings of float32 sums go one way.
+      expect_right(p, 1e-5);
     }
   }
 }
