@@ -139,6 +139,22 @@ def test_fully_masked_rows_are_zeros_and_have_a_gradient_of_zeros() -> None:
     )
 
 
+@pytest.mark.parametrize("n", [37, 64, 1024, 5000])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
+def test_softmax_of_equal_elements_is_uniform_however_large_they_are(
+    dtype: mx.Dtype, n: int
+) -> None:
+    largest = mx.finfo(dtype).max
+    for value in (largest, -largest, largest / 7, 1e4, -1e4, 0.0):
+        x = mx.full((2, n), value, dtype=dtype)
+        share = ops.softmax(x).astype(mx.float32)
+        assert mx.allclose(share, mx.full((2, n), 1 / n), rtol=1e-2, atol=0).item(), value
+        x = mx.concatenate([x[:, :-1], mx.full((2, 1), -mx.inf, dtype=dtype)], axis=1)
+        share = ops.softmax(x).astype(mx.float32)
+        assert mx.allclose(share[:, :-1], mx.full((2, n - 1), 1 / (n - 1)), rtol=1e-2).item()
+        assert mx.all(share[:, -1] == 0).item()
+
+
 def test_a_masked_softmaxs_mask_and_scale_have_gradients() -> None:
     x, bias = normal((2, 3, 5), 1), normal((3, 1), 2)
     bias5 = normal((3, 5), 3)

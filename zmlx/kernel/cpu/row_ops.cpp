@@ -117,16 +117,18 @@ HWY_INLINE float softmax_shift(const T* x, int64_t n, float scale) {
 template <typename T>
 HWY_FLATTEN void softmax_row(const T* x, int64_t n, float scale, bool logarithm, T* out) {
   const float shift = softmax_shift(x, n, scale);
+  const Floats factor = hn::Set(F32(), scale);
   if (logarithm) {
-    const Floats factor = hn::Set(F32(), scale);
     const Floats less = hn::Set(F32(), shift + std::log(row_exp_sum(x, n, scale, shift)));
     auto log = [&](Floats v) HWY_ATTR { return hn::MulSub(v, factor, less); };
     return map_row(n, out, Nothing(), log, x);
   }
-  const Floats units = hn::Set(F32(), scale * exp_unit<T>);
-  const Floats less = hn::Set(F32(), shift * exp_unit<T>);
-  auto exp_of = [&](Floats v)
-                    HWY_ATTR { return exp_in_units<T, true>(hn::MulSub(v, units, less)); };
+  const Floats less = hn::Set(F32(), shift);
+  // Multiplied last: the largest element's difference is exactly 0, however large it is.
+  const Floats unit = hn::Set(F32(), exp_unit<T>);
+  auto exp_of = [&](Floats v) HWY_ATTR {
+    return exp_in_units<T, true>(hn::Mul(hn::MulSub(v, factor, less), unit));
+  };
   if (n > kept_row) {
     const Floats part = hn::Set(F32(), 1 / row_exp_sum(x, n, scale, shift));
     auto share = [&](Floats v) HWY_ATTR { return hn::Mul(exp_of(v), part); };
