@@ -113,7 +113,7 @@ class Library {
     std::map<std::string, std::map<std::string, std::map<std::string, const cuda::Launch*>>> wanted;
     for (auto& example : examples) {
       for (auto& launch : example.kernel.launches) {
-        wanted[launch.source][launch.text].emplace(launch.kernel, &launch);
+        wanted[launch.source][launch.text()].emplace(launch.kernel, &launch);
       }
     }
     const auto host =
@@ -141,7 +141,7 @@ class Library {
   }
 
   Run find(const cuda::Launch& launch) const {
-    return runs_.at(launch.source + launch.text + launch.kernel);
+    return runs_.at(launch.source + launch.text() + launch.kernel);
   }
 
  private:

@@ -144,7 +144,7 @@ TEST_P(LangGpu, a_cuda_kernel_computes_its_expression_on_strided_inputs) {
   }
   // Fewer threads than elements, so that each has several.
   auto run = compiled(
-      common + std::string(cuda) + launch.text +
+      common + std::string(cuda) + launch.text() +
           "extern \"C\" void run(const void* const* in, float* out) {\n"
           "  blockDim.x = 4;\n  gridDim.x = 2;\n"
           "  for (blockIdx.x = 0; blockIdx.x < 2; ++blockIdx.x)\n"

@@ -86,7 +86,7 @@ constexpr const char* cuda = R"(
 #define __forceinline__ inline
 #define __global__ static
 #define __shared__ static
-#define __launch_bounds__(n)
+#define __launch_bounds__(...)
 #define __restrict__
 one(expf) one(expm1f) one(logf) one(log1pf) one(sqrtf) one(sinf) one(cosf) one(atanf) one(asinf)
 one(acosf) one(tanhf) one(erff) one(ceilf) one(truncf) one(floorf) one(rintf) one(fabsf)
@@ -271,9 +271,14 @@ void expect_all(const std::string& before, const std::vector<Geometry>& geometri
 }
 
 TEST(LangRowsGpu, cuda_kernels_compute_their_expressions) {
-  // A warp a row, a block a row, and a loop.
+  // A warp a row, a block a row, and a loop; rows of whole packs and others.
   std::vector<Geometry> geometries = {
-      {10, 100, true, 0}, {2, 1500, false, 132}, {1, 40000, false, 1}};
+      {10, 100, true, 0},
+      {5, 97, false, 0},
+      {2, 1500, false, 132},
+      {3, 1501, false, 132},
+      {1, 40000, false, 1},
+      {1, 40001, false, 1}};
   expect_all(fibres + std::string(cuda), geometries, [](const Kernel& kernel, const Geometry& of) {
     RowTexts texts;
     cuda::Device device;
@@ -289,7 +294,7 @@ TEST(LangRowsGpu, cuda_kernels_compute_their_expressions) {
                : a.kind == cuda::Argument::Kind::out ? std::string("Pointer{out}")
                                                      : "Extent{" + std::to_string(a.offset) + "}");
     }
-    return launch.text +
+    return launch.text() +
         "static void run(const void* const* in, float* out) {\n  for (blockIdx.x = 0; blockIdx.x < " +
         std::to_string(launch.grid[0]) + "; ++blockIdx.x)\n    run_block(" +
         std::to_string(launch.block[0]) + ", [&] { " + launch.kernel + "(" + arguments +
@@ -344,7 +349,7 @@ TEST(LangRowsGpu, row_kernels_compile_in_every_kind_of_dtype) {
     }
     RowTexts texts;
     auto launch = rows_cuda(kernel, texts, shape, {strides}, {90}).launches[0];
-    EXPECT_NO_THROW(cuda::compile(launch.source, {launch.kernel}, 90, launch.text))
+    EXPECT_NO_THROW(cuda::compile(launch.source, {launch.kernel}, 90, launch.text()))
         << name_of(dtype);
     return launch.kernel;
   };

@@ -174,27 +174,39 @@ TEST(Lang, a_kernel_in_cuda) {
   EXPECT_EQ(kernel_text(text), R"(
 template <typename Index>
 __global__ void __launch_bounds__(256) zmlx_run(Pointer in0, Pointer in1, Pointer out0, Extent size, Extent e1, Extent s1_0, Extent s1_1) {
+  constexpr int Size = 4;
   wait_for_predecessor();
   start_successor();
   const bf16* __restrict__ p0 = in0.as<const bf16>();
+  const bool a0 = in_packs<Size>(p0);
   const float* __restrict__ p1 = in1.as<const float>();
   float* __restrict__ q0 = out0.as<float>();
+  const bool b0 = in_packs<Size>(q0);
   const Index n = Index(size.get());
-  const Index step = Index(gridDim.x) * Index(blockDim.x);
-#pragma unroll 4
-  for (Index i = Index(blockIdx.x) * Index(blockDim.x) + threadIdx.x; i < n; i += step) {
-    const Index d1 = Index(e1.get());
-    const int64_t c1 = int64_t(i % d1);
-    const Index r1 = i / d1;
-    const int64_t c0 = int64_t(r1);
-    const float x0 = load(p0[i]);
-    const float x1 = load(p1[c0 * s1_0.get() + c1 * s1_1.get()]);
-    const float t0 = -x0;
-    const float t1 = expf(t0);
-    const float t2 = 1.0f + t1;
-    const float t3 = x0 / t2;
-    const float t4 = t3 + x1;
-    q0[i] = Storage<float>::round(t4);
+  const Index thread = Index(blockIdx.x) * Index(blockDim.x) + threadIdx.x;
+  const Index step = Index(gridDim.x) * Index(blockDim.x) * Size;
+  for (Index first = thread * Size; first < n; first += step) {
+    const auto w0 = load_pack<Size>(p0, first, n, a0);
+    Pack<float, Size> o0;
+#pragma unroll
+    for (int j = 0; j < Size; ++j) {
+      const Index i = first + j;
+      if (i < n) {
+        const Index d1 = Index(e1.get());
+        const int64_t c1 = int64_t(i % d1);
+        const Index r1 = i / d1;
+        const int64_t c0 = int64_t(r1);
+        const float x0 = load(w0.v[j]);
+        const float x1 = load(p1[c0 * s1_0.get() + c1 * s1_1.get()]);
+        const float t0 = -x0;
+        const float t1 = expf(t0);
+        const float t2 = 1.0f + t1;
+        const float t3 = x0 / t2;
+        const float t4 = t3 + x1;
+        o0.v[j] = Storage<float>::round(t4);
+      }
+    }
+    store_pack(o0, q0, first, n, b0);
   }
 }
 )");

@@ -39,13 +39,18 @@ CpuKernel kernel(const Types&, const Types&, const Attrs&) {
   }};
 }
 
-cuda::Kernel cuda_kernel(const Types& in, const Types&, const Attrs&, const cuda::Device&) {
+cuda::Kernel cuda_kernel(const Types& in, const Types&, const Attrs&, const cuda::Device& device) {
   const Shape& x = in[0].shape;
   if (x.size() == 0 || std::max(x.rows(), x[-1]) > std::numeric_limits<int32_t>::max()) {
     return {};
   }
-  auto launch =
-      cuda::warp_a_row("search.cuh", "cumsum<" + cuda::text_of(in[0].dtype) + ">", x.rows());
+  const auto a_warp = static_cast<int64_t>(32 * 16 / size_of(in[0].dtype)); // elements at a time
+  const bool shared = x.rows() < device.multiprocessors && x[-1] > a_warp;
+  auto launch = cuda::warp_a_row(
+      "search.cuh", "cumsum<" + cuda::text_of(in[0].dtype) + (shared ? ", 8>" : ", 1>"), x.rows());
+  if (shared) {
+    launch.grid[0] = static_cast<uint32_t>(x.rows());
+  }
   launch.arguments = {cuda::in(0), cuda::out(0), cuda::i32(x.rows()), cuda::i32(x[-1])};
   return {{launch}, 0};
 }
@@ -69,6 +74,7 @@ ZMLX_OP(cumsum)
     .cuda(cuda_kernel)
     .cases({
         example("row", {1, 1024}),
+        example("long rows", {2, 4099}),
         example("rows", {37, 100}),
         example("one", {5, 1}),
         example("tail", {3, 31}),

@@ -100,16 +100,20 @@ CpuKernel kernel(const Types&, const Types&, const Attrs& attrs) {
   }};
 }
 
-cuda::Kernel cuda_kernel(const Types& in, const Types&, const Attrs& attrs, const cuda::Device&) {
+cuda::Kernel
+cuda_kernel(const Types& in, const Types&, const Attrs& attrs, const cuda::Device& device) {
   const Shape& x = in[0].shape;
-  if (x.size() == 0 || in.size() == 1) {
+  // A block a row is soonest done with a few; the formula's kernel has a warp a row.
+  if (x.size() == 0 || in.size() == 1 || x.rows() > device.multiprocessors) {
     return {};
   }
   cuda::Launch launch;
   launch.source = "rows.cuh";
   launch.kernel = "rms_norm<" + cuda::text_of(in[0].dtype) + ">";
   launch.grid[0] = static_cast<uint32_t>(x.rows());
-  launch.block[0] = x[-1] <= 128 ? 32 : 256;
+  const auto pack = static_cast<int64_t>(16 / size_of(in[0].dtype)); // elements of a thread
+  launch.block[0] =
+      static_cast<uint32_t>(std::clamp<int64_t>((x[-1] + 32 * pack - 1) / (32 * pack), 1, 8) * 32);
   launch.arguments = {
       cuda::in(0), cuda::in(1), cuda::out(0), cuda::f32(attrs.real("eps")), cuda::i32(x[-1])};
   return {{launch}, 0};

@@ -88,7 +88,8 @@ cuda::Kernel cuda_kernel(const Types& in, const Types&, const Attrs& attrs, cons
   launch.source = "rows.cuh";
   launch.kernel =
       "swiglu<" + cuda::text_of(in[0].dtype) + (attrs.integer("exact", 0) ? ", true>" : ", false>");
-  launch.grid[0] = static_cast<uint32_t>((n + 1023) / 1024);
+  const int64_t a_block = 256 * static_cast<int64_t>(16 / size_of(in[0].dtype));
+  launch.grid[0] = static_cast<uint32_t>((n + a_block - 1) / a_block);
   launch.block[0] = 256;
   launch.arguments = {cuda::in(0), cuda::in(1), cuda::out(0), cuda::i32(n)};
   return {{launch}, 0};

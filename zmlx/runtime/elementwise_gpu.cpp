@@ -11,7 +11,7 @@ namespace zmlx {
 namespace {
 
 constexpr int64_t threads = 256;
-constexpr int64_t elements_a_thread = 4;
+constexpr int64_t elements_a_thread = 8;
 constexpr int64_t blocks_a_multiprocessor = 16;
 
 lang::Access access_of(const Strides& strides, const std::vector<int64_t>& extents) {
@@ -30,15 +30,15 @@ lang::Access access_of(const Strides& strides, const std::vector<int64_t>& exten
 
 } // namespace
 
-const std::string& CudaTexts::text(
+std::shared_ptr<const std::string> CudaTexts::text(
     const lang::ElementwiseText& kernel,
     const std::vector<lang::Access>& access,
     int rank) {
   std::lock_guard lock(mutex_);
   auto& text = made_[{access, rank}];
-  if (text.empty()) {
+  if (!text) {
     auto made = lang::cuda_text(kernel, access, rank);
-    text = made.prelude + made.kernel;
+    text = std::make_shared<std::string>(made.prelude + made.kernel);
   }
   return text;
 }
@@ -63,7 +63,7 @@ cuda::Kernel elementwise_cuda(
 
   cuda::Launch launch;
   launch.source = "base.cuh";
-  launch.text = texts.text(kernel, access, rank);
+  launch.generated = texts.text(kernel, access, rank);
   launch.kernel = wide ? "zmlx_run<uint64_t>" : "zmlx_run<uint32_t>";
   int64_t a_block = threads * elements_a_thread;
   launch.grid[0] = static_cast<uint32_t>(std::clamp<int64_t>(

@@ -3,6 +3,9 @@
 
 #include <algorithm>
 #include <iterator>
+#include <memory>
+#include <mutex>
+#include <unordered_map>
 
 #include "mlx/allocator.h"
 #include "mlx/backend/cpu/encoder.h"
@@ -35,10 +38,52 @@ const FormulaKernel* metal_formula(const Op& op, const Types& in, const Attrs& a
   return formula && formula->fits(in, attrs) ? formula : nullptr;
 }
 
-/// The kernel for MLX's GPU; none where there is no GPU that we know.
-cuda::Kernel cuda_kernel(const Op& op, const Types& in, const Types& out, const Attrs& attrs) {
-  auto device = cuda::device();
-  return device && op.cuda ? op.cuda(in, out, attrs, *device) : cuda::Kernel{};
+using FoundKernel = std::shared_ptr<const cuda::Kernel>; // never nullptr, but perhaps empty
+
+/// Each op's latest kernels, as calls come again with the same types.
+class LatestKernels {
+ public:
+  FoundKernel get(const Op& op, const Types& in, const Types& out, const Attrs& attrs) {
+    static const auto device = cuda::device();
+    if (!device || !op.cuda) {
+      static const auto none = std::make_shared<cuda::Kernel>();
+      return none;
+    }
+    std::lock_guard lock(mutex_);
+    auto& [entries, oldest] = by_op_[&op];
+    for (auto& entry : entries) {
+      if (entry.in == in && entry.attrs == attrs) {
+        return entry.kernel;
+      }
+    }
+    auto kernel = std::make_shared<cuda::Kernel>(op.cuda(in, out, attrs, *device));
+    if (entries.size() < most) {
+      entries.push_back({in, attrs, kernel});
+    } else {
+      entries[oldest++ % most] = {in, attrs, kernel};
+    }
+    return kernel;
+  }
+
+ private:
+  static constexpr size_t most = 16;
+  struct Entry {
+    Types in;
+    Attrs attrs;
+    FoundKernel kernel;
+  };
+  struct Entries {
+    std::vector<Entry> list;
+    size_t oldest = 0;
+  };
+  std::mutex mutex_;
+  std::unordered_map<const Op*, Entries> by_op_;
+};
+
+/// The kernel for MLX's GPU; an empty one where there is none, or no GPU that we know.
+FoundKernel cuda_kernel(const Op& op, const Types& in, const Types& out, const Attrs& attrs) {
+  static LatestKernels latest;
+  return latest.get(op, in, out, attrs);
 }
 
 class Fused : public mx::Primitive {
@@ -163,14 +208,14 @@ void Fused::eval_gpu(const Arrays& inputs, Arrays& outputs) {
     return;
   }
   auto kernel = cuda_kernel(op_, types_of(inputs), types_of(outputs), attrs_);
-  if (!kernel) {
+  if (!*kernel) {
     fail(
         name(),
         "there is no GPU kernel for ",
         to_string(type_of(inputs[0])),
         "; use apply(), which falls back to MLX.");
   }
-  cuda::apply(op_, kernel, inputs, outputs, stream());
+  cuda::apply(op_, *kernel, inputs, outputs, stream());
 }
 
 /// Whether there are derivatives with respect to x: indices and masks have none.
@@ -279,14 +324,15 @@ Arrays apply(const Op& op, const Arrays& inputs, const Attrs& attrs, mx::StreamO
     bool has_kernel = op.cpu && op.cpu(in, out, attrs).run;
     return has_kernel ? node_of(op, out, inputs, attrs, s) : op.reference(inputs, attrs);
   }
-  if (!metal_formula(op, in, attrs) && !cuda_kernel(op, in, out, attrs)) {
-    return op.reference(inputs, attrs);
+  if (metal_formula(op, in, attrs)) {
+    Arrays packed;
+    for (auto& a : inputs) {
+      packed.push_back(mx::contiguous(a, false, s));
+    }
+    return node_of(op, out, packed, attrs, s);
   }
-  Arrays packed;
-  for (auto& a : inputs) {
-    packed.push_back(mx::contiguous(a, false, s));
-  }
-  return node(op, packed, attrs, s);
+  bool has_kernel = static_cast<bool>(*cuda_kernel(op, in, out, attrs));
+  return has_kernel ? node_of(op, out, inputs, attrs, s) : op.reference(inputs, attrs);
 }
 
 const Op& op_named(std::string_view name) {

@@ -132,7 +132,7 @@ class Bodied : public mx::Primitive {
   cuda::Launch launch(const Arrays& inputs) const {
     cuda::Launch out;
     out.kernel = "metal::zmlx_kernel";
-    out.text = program_->texts.cuda;
+    out.generated = {program_, &program_->texts.cuda};
     out.grid[0] = static_cast<uint32_t>(groups_of(call_));
     out.block[0] = 1;
     for (auto* dims : {&call_.grid, &call_.threadgroup}) {

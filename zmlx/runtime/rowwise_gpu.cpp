@@ -36,14 +36,14 @@ Share share(int64_t n, int64_t rows, int values, const cuda::Device& device) {
 
 } // namespace
 
-const std::string& RowTexts::text(
+std::shared_ptr<const std::string> RowTexts::text(
     const lang::ElementwiseText& kernel,
     const lang::RowAccess& access) {
   std::lock_guard lock(mutex_);
   auto& text = made_[access];
-  if (text.empty()) {
+  if (!text) {
     auto made = lang::cuda_rows_text(kernel, access);
-    text = made.prelude + made.kernel;
+    text = std::make_shared<std::string>(made.prelude + made.kernel);
   }
   return text;
 }
@@ -74,7 +74,7 @@ cuda::Kernel rows_cuda(
 
   cuda::Launch launch;
   launch.source = "base.cuh";
-  launch.text = texts.text(kernel, access);
+  launch.generated = texts.text(kernel, access);
   launch.kernel =
       "zmlx_rows<" + std::to_string(how.threads) + ", " + std::to_string(how.items) + ">";
   bool warps = how.threads == 32;

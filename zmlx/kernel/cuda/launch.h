@@ -5,6 +5,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -73,13 +74,18 @@ inline constexpr int max_counters = 1024;
 
 /// One launch of a `__global__` function template.
 struct Launch {
-  std::string source; // a file of zmlx/kernel/cuda: "linear.cuh"; "": all is in `text`
+  std::string source; // a file of zmlx/kernel/cuda: "linear.cuh"; "": all is generated
   std::string kernel; // the instantiation: "linear_rows<bf16, Affine<4, 64>, 1>"
   std::array<uint32_t, 3> grid{1, 1, 1};
   std::array<uint32_t, 3> block{1, 1, 1};
   size_t shared = 0; // dynamic shared memory, bytes
   std::vector<Argument> arguments;
-  std::string text{}; // what stands behind the source's own text: a generated kernel
+  std::shared_ptr<const std::string> generated{}; // a kernel that stands behind the source's text
+
+  const std::string& text() const {
+    static const std::string nothing;
+    return generated ? *generated : nothing;
+  }
 };
 
 /// One op for given types: launches in order on one stream. Empty: there is no kernel.

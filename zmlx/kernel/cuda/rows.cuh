@@ -1,6 +1,7 @@
 // zmlx/kernel/cuda/rows.cuh: what goes over rows and elements: embedding, RMS norm, SwiGLU.
 #pragma once
 
+#include "zmlx/kernel/cuda/elements.cuh"
 #include "zmlx/kernel/cuda/weights.cuh"
 
 /// out [rows, width] = table[tokens]; blocks are rows, grid.y pieces of 1024 elements. There is nobody to tell about a token
@@ -24,18 +25,40 @@ __global__ void __launch_bounds__(256)
   }
 }
 
-/// A block a row.
+/// A block a row, which is read once while four packs a thread hold it.
 template <typename T>
 __global__ void __launch_bounds__(256) rms_norm(Pointer x, Pointer weight, Pointer out, float eps, int width) {
   start_successor();
   wait_for_predecessor();
+  constexpr int size = Pack<T>::size;
+  constexpr int most = 4;
   const T* row = x.as<T>() + static_cast<int64_t>(blockIdx.x) * width;
   T* to = out.as<T>() + static_cast<int64_t>(blockIdx.x) * width;
+  const int begin = static_cast<int>(threadIdx.x) * size;
+  const int apart = static_cast<int>(blockDim.x) * size;
   __shared__ float partial[8];
   float sum = 0;
-  for (int i = static_cast<int>(threadIdx.x); i < width; i += static_cast<int>(blockDim.x)) {
-    const float v = to_float(row[i]);
-    sum = fmaf(v, v, sum);
+  auto add = [&](const Pack<T>& pack) {
+#pragma unroll
+    for (int j = 0; j < size; ++j) {
+      const float v = to_float(pack.v[j]);
+      sum = fmaf(v, v, sum);
+    }
+  };
+  Pack<T> held[most] = {};
+#pragma unroll
+  for (int k = 0; k < most; ++k) {
+    const int i = begin + k * apart;
+    if (i < width) {
+      held[k] = load_pack(row + i, width - i);
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < most; ++k) {
+    add(held[k]);
+  }
+  for (int i = begin + most * apart; i < width; i += apart) {
+    add(load_pack(row + i, width - i));
   }
   sum = warp_sum(sum);
   if (lane_index() == 0) {
@@ -47,9 +70,24 @@ __global__ void __launch_bounds__(256) rms_norm(Pointer x, Pointer weight, Point
     total += partial[w];
   }
   const float inverse = inverse_sqrt(total / static_cast<float>(width) + eps);
-  for (int i = static_cast<int>(threadIdx.x); i < width; i += static_cast<int>(blockDim.x)) {
-    const float normal = to_float(from_float<T>(to_float(row[i]) * inverse));
-    to[i] = from_float<T>(normal * to_float(weight.as<T>()[i]));
+  auto write = [&](Pack<T> pack, int i) {
+    const Pack<T> w = load_pack(weight.as<T>() + i, width - i);
+#pragma unroll
+    for (int j = 0; j < size; ++j) {
+      const float normal = to_float(from_float<T>(to_float(pack.v[j]) * inverse));
+      pack.v[j] = from_float<T>(normal * to_float(w.v[j]));
+    }
+    store_pack(pack, to + i, width - i);
+  };
+#pragma unroll
+  for (int k = 0; k < most; ++k) {
+    const int i = begin + k * apart;
+    if (i < width) {
+      write(held[k], i);
+    }
+  }
+  for (int i = begin + most * apart; i < width; i += apart) {
+    write(load_pack(row + i, width - i), i);
   }
 }
 
@@ -57,15 +95,24 @@ template <typename T, bool rounds>
 __global__ void __launch_bounds__(256) swiglu(Pointer gate, Pointer up, Pointer out, int n) {
   start_successor();
   wait_for_predecessor();
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * 1024 + threadIdx.x;
-  for (int j = 0; j < 4; ++j) {
-    const int64_t i = first + j * 256;
-    if (i < n) {
-      const float g = to_float(gate.as<T>()[i]);
-      float y = 1 / (1 + expf(-g));
-      y = g * (rounds ? to_float(from_float<T>(y)) : y);
-      y = (rounds ? to_float(from_float<T>(y)) : y) * to_float(up.as<T>()[i]);
-      out.as<T>()[i] = from_float<T>(y);
-    }
+  const int64_t first = (static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x) * Pack<T>::size;
+  if (first >= n) {
+    return;
   }
+  const int count = static_cast<int>(n - first < Pack<T>::size ? n - first : Pack<T>::size);
+  Pack<T> a = load_pack(gate.as<T>() + first, count);
+  const Pack<T> b = load_pack(up.as<T>() + first, count);
+#pragma unroll
+  for (int j = 0; j < Pack<T>::size; ++j) {
+    const float g = to_float(a.v[j]);
+    float y;
+    if constexpr (rounds) {
+      y = to_float(from_float<T>(1 / (1 + expf(-g))));
+      y = to_float(from_float<T>(g * y));
+    } else {
+      y = g * divide(1, 1 + expf(-g));
+    }
+    a.v[j] = from_float<T>(y * to_float(b.v[j]));
+  }
+  store_pack(a, out.as<T>() + first, count);
 }

@@ -8,24 +8,30 @@ ZMLX_DEVICE int64_t row_of_warp() {
   return static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + warp_index();
 }
 
-template <typename T>
+/// A row is one warp's, or a block's of `warps`.
+template <typename T, int warps>
 __global__ void __launch_bounds__(256) cumsum(Pointer x, Pointer out, int rows, int width) {
   start_successor();
   wait_for_predecessor();
-  const int64_t row = row_of_warp();
+  const int64_t row = warps == 1 ? row_of_warp() : blockIdx.x;
   if (row >= rows) {
     return;
   }
   constexpr int size = Pack<T>::size;
+  constexpr int span = 32 * warps * size;
   const T* from = x.as<T>() + row * width;
   T* to = out.as<T>() + row * width;
+  __shared__ float totals[warps];
   float before = 0;
-  for (int i = lane_index() * size; i - lane_index() * size < width; i += 32 * size) {
-    const Pack<T> pack = load_pack(from + i, width - i);
+  const int first = (warps == 1 ? lane_index() : static_cast<int>(threadIdx.x)) * size;
+  Pack<T> next = load_pack(from + first, width - first);
+  for (int i = first; i - first < width; i += span) {
+    const Pack<T> pack = next;
+    next = load_pack(from + i + span, width - i - span);
     float sums[size];
     float total = 0;
     for (int j = 0; j < size; ++j) {
-      total += i + j < width ? to_float(pack.v[j]) : 0.0f;
+      total += to_float(pack.v[j]); // zero past the end
       sums[j] = total;
     }
     float through = total; // the sum of this lane and those below it
@@ -34,7 +40,20 @@ __global__ void __launch_bounds__(256) cumsum(Pointer x, Pointer out, int rows, 
       through += lane_index() >= d ? lower : 0.0f;
     }
     const float lower = shuffle_up(through, 1);
-    const float start = before + (lane_index() ? lower : 0.0f);
+    float all = shuffle(through, 31);
+    float start = before + (lane_index() ? lower : 0.0f);
+    if constexpr (warps > 1) {
+      sync_block(); // the last totals have been read
+      if (lane_index() == 0) {
+        totals[warp_index()] = all;
+      }
+      sync_block();
+      all = 0;
+      for (int w = 0; w < warps; ++w) {
+        start += w == warp_index() ? all : 0.0f;
+        all += totals[w];
+      }
+    }
     Pack<T> y;
     for (int j = 0; j < size; ++j) {
       y.v[j] = from_float<T>(start + sums[j]);
@@ -42,7 +61,7 @@ __global__ void __launch_bounds__(256) cumsum(Pointer x, Pointer out, int rows, 
     if (i < width) {
       store_pack(y, to + i, width - i);
     }
-    before += shuffle(through, 31);
+    before += all;
   }
 }
 

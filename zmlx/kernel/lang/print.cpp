@@ -1,6 +1,8 @@
 // zmlx/kernel/lang/print.cpp: what stands around an elementwise kernel's statements.
 #include "zmlx/kernel/lang/print.h"
 
+#include <algorithm>
+
 #include "zmlx/kernel/lang/statements.h"
 
 namespace zmlx::lang {
@@ -35,30 +37,53 @@ Text cpp_text(const ElementwiseText& kernel) {
           body.text() + stores + "  }\n}\n"};
 }
 
+int pack_size(const ElementwiseText& kernel, const std::vector<bool>& packed) {
+  size_t largest = 2; // packs of 16 bytes, and of 8 elements at most
+  for (size_t i = 0; i < packed.size(); ++i) {
+    largest = packed[i] ? std::max(largest, size_of(kernel.in[i])) : largest;
+  }
+  for (auto dtype : kernel.out) {
+    largest = std::max(largest, size_of(dtype));
+  }
+  return static_cast<int>(16 / largest);
+}
+
 Text cuda_text(const ElementwiseText& kernel, const std::vector<Access>& access, int rank) {
   auto& in = spelling(Language::cuda);
-  Statements body(kernel.program, in, "    ");
+  Statements body(kernel.program, in, "        ");
   std::string parameters;
   std::string pointers;
   std::string strides;
   std::string axes;
+  std::string packs;
+  std::string results;
   std::string stores;
+  std::vector<bool> packed;
   for (size_t i = 0; i < kernel.in.size(); ++i) {
     parameters += numbered("Pointer in", i) + ", ";
     pointers += fill(
         "  const $0* __restrict__ p$1 = in$1.as<const $0>();\n",
         {type_name(kernel.in[i], in), std::to_string(i)});
+    packed.push_back(access[i] == Access::contiguous);
+    if (packed.back()) {
+      pointers += fill("  const bool a$0 = in_packs<Size>(p$0);\n", {std::to_string(i)});
+      packs +=
+          fill("    const auto w$0 = load_pack<Size>(p$0, first, n, a$0);\n", {std::to_string(i)});
+    }
     for (int a = 0; access[i] == Access::strided && a < rank; ++a) {
       strides += fill(", Extent s$0_$1", {std::to_string(i), std::to_string(a)});
     }
   }
   for (size_t i = 0; i < kernel.out.size(); ++i) {
-    parameters += numbered("Pointer out", i) + ", ";
+    auto n = std::to_string(i);
+    parameters += "Pointer out" + n + ", ";
     pointers += fill(
-        "  $0* __restrict__ q$1 = out$1.as<$0>();\n",
-        {type_name(kernel.out[i], in), std::to_string(i)});
-    stores += "    " + numbered("q", i) +
-        "[i] = " + body.stored(kernel.program.results[i], kernel.out[i]) + ";\n";
+        "  $0* __restrict__ q$1 = out$1.as<$0>();\n  const bool b$1 = in_packs<Size>(q$1);\n",
+        {type_name(kernel.out[i], in), n});
+    packs += fill("    Pack<$0, Size> o$1;\n", {type_name(kernel.out[i], in), n});
+    results += fill(
+        "        o$0.v[j] = $1;\n", {n, body.stored(kernel.program.results[i], kernel.out[i])});
+    stores += fill("    store_pack(o$0, q$0, first, n, b$0);\n", {n});
   }
   parameters += "Extent size";
   for (int a = 1; a < rank; ++a) {
@@ -69,11 +94,12 @@ Text cuda_text(const ElementwiseText& kernel, const std::vector<Access>& access,
   for (int a = rank - 1; a >= 0 && !strides.empty(); --a) {
     auto n = std::to_string(a);
     if (a == 0) {
-      axes += fill("    const int64_t c0 = int64_t($0);\n", {rest});
+      axes += fill("        const int64_t c0 = int64_t($0);\n", {rest});
     } else {
       axes += fill(
-          "    const Index d$0 = Index(e$0.get());\n    const int64_t c$0 = int64_t($1 % d$0);\n"
-          "    const Index r$0 = $1 / d$0;\n",
+          "        const Index d$0 = Index(e$0.get());\n"
+          "        const int64_t c$0 = int64_t($1 % d$0);\n"
+          "        const Index r$0 = $1 / d$0;\n",
           {n, rest});
       rest = "r" + n;
     }
@@ -81,7 +107,7 @@ Text cuda_text(const ElementwiseText& kernel, const std::vector<Access>& access,
   auto loads = body.loads(kernel.in.size(), [&](size_t i) {
     auto pointer = numbered("p", i);
     if (access[i] != Access::strided) {
-      return pointer + (access[i] == Access::constant ? "[0]" : "[i]");
+      return access[i] == Access::constant ? pointer + "[0]" : numbered("w", i) + ".v[j]";
     }
     std::string place;
     for (int a = 0; a < rank; ++a) {
@@ -91,15 +117,18 @@ Text cuda_text(const ElementwiseText& kernel, const std::vector<Access>& access,
     return pointer + "[" + place + "]";
   });
   return {
-      prelude_text(in),
+      prelude_text(in) + prelude_file("zmlx/kernel/lang/packs_cuda.h"),
       "\ntemplate <typename Index>\n__global__ void __launch_bounds__(256) zmlx_run(" + parameters +
-          strides + ") {\n  wait_for_predecessor();\n  start_successor();\n" + pointers +
+          strides + ") {\n  constexpr int Size = " + std::to_string(pack_size(kernel, packed)) +
+          ";\n  wait_for_predecessor();\n  start_successor();\n" + pointers +
           "  const Index n = Index(size.get());\n"
-          "  const Index step = Index(gridDim.x) * Index(blockDim.x);\n"
-          "#pragma unroll 4\n"
-          "  for (Index i = Index(blockIdx.x) * Index(blockDim.x) + threadIdx.x; i < n; i += step) "
-          "{\n" +
-          axes + loads + body.text() + stores + "  }\n}\n"};
+          "  const Index thread = Index(blockIdx.x) * Index(blockDim.x) + threadIdx.x;\n"
+          "  const Index step = Index(gridDim.x) * Index(blockDim.x) * Size;\n"
+          "  for (Index first = thread * Size; first < n; first += step) {\n" +
+          packs +
+          "#pragma unroll\n    for (int j = 0; j < Size; ++j) {\n"
+          "      const Index i = first + j;\n      if (i < n) {\n" +
+          axes + loads + body.text() + results + "      }\n    }\n" + stores + "  }\n}\n"};
 }
 
 Text metal_text(const ElementwiseText& kernel) {

@@ -38,6 +38,9 @@ Text cpp_text(const ElementwiseText& kernel);
 /// first, then the strides of each strided input, in elements, all of them Extents.
 Text cuda_text(const ElementwiseText& kernel, const std::vector<Access>& access, int rank);
 
+/// Elements that a CUDA kernel reads and writes at a time, given which inputs lie in a row.
+int pack_size(const ElementwiseText& kernel, const std::vector<bool>& packed);
+
 /// Metal: the body that mx.fast.metal_kernel takes for inputs in0, in1, ... of the common shape
 /// and any strides, and contiguous outputs out0, ...; a thread an element.
 Text metal_text(const ElementwiseText& kernel);

@@ -12,14 +12,16 @@ namespace {
 /// What differs between the languages, as formats.
 struct GpuRows {
   Language language;
-  const char* loop; // over a thread's elements, in memory: $0 the statements
+  const char* loop; // over a thread's elements, in memory: $0 the statements, $1 before, $2 after
   const char* in_order; // over all elements
   const char* reduced; // $0 the reduction, $1 the type, $2 the value, $3 what is neutral
   const char* first; // whether a thread writes the row's results
 };
 constexpr GpuRows of_cuda = {
     Language::cuda,
-    "  for (int64_t i = thread; i < n; i += Threads) {\n$0  }\n",
+    "  for (int64_t first = thread * Size; first < n; first += Threads * Size) {\n$1"
+    "#pragma unroll\n    for (int j = 0; j < Size; ++j) {\n"
+    "      const int64_t i = first + j;\n      if (i < n) {\n$0      }\n    }\n$2  }\n",
     "  for (int64_t i = 0; i < n; ++i) {\n$0  }\n",
     "reduced<$0, Threads>($2, $3)",
     "thread == 0"};
@@ -30,20 +32,30 @@ constexpr GpuRows of_metal = {
     "reduced<$0>($2, $3, parts_$1, lane, group, groups)",
     "worker == 0"};
 constexpr const char* in_registers =
-    "#pragma unroll\n  for (int k = 0; k < Items; ++k) {\n"
-    "    const int64_t i = int64_t(k) * Threads + thread;\n    if (i < n) {\n$0    }\n  }\n";
+    "#pragma unroll\n  for (int p = 0; p < Items / Size; ++p) {\n"
+    "    const int first = (p * Threads + thread) * Size;\n$1"
+    "#pragma unroll\n    for (int j = 0; j < Size; ++j) {\n"
+    "      const int i = first + j;\n      const int k = p * Size + j;\n"
+    "      if (i < n) {\n$0      }\n    }\n$2  }\n";
 
 class Printer {
  public:
-  Printer(const ElementwiseText& kernel, const GpuRows& how, bool registers, std::string indent)
+  /// `packed`: inputs of which a thread loads several neighbours at a time.
+  Printer(
+      const ElementwiseText& kernel,
+      const GpuRows& how,
+      bool registers,
+      const std::string& indent,
+      std::vector<bool> packed)
       : kernel_(kernel),
         steps_(kernel.program.steps),
         how_(how),
         in_(spelling(how.language)),
         registers_(registers),
+        packed_(std::move(packed)),
         plan_(schedule(kernel.program, registers ? Keep::expensive_and_inputs : Keep::nothing)),
         rows_(kernel.program, in_, indent),
-        elements_(kernel.program, in_, indent + (registers ? "    " : "  ")) {}
+        elements_(kernel.program, in_, indent + (packed_.empty() ? "  " : "      ")) {}
 
   /// `element(input)` and `one(input)` say where an input's element and its row's value are,
   /// `out(output)` where an element goes and `out_row(output)` where a row's value does.
@@ -51,15 +63,33 @@ class Printer {
   std::string text(Element element, One one, Out out, OutRow out_row) const {
     std::string body;
     for (int step : plan_.kept) {
-      body += rows_.indent() + fill("$0 k_$1[Items];\n", {rows_.held(step), rows_.name(step)});
+      body += is_packed(step)
+          ? ""
+          : rows_.indent() + fill("$0 k_$1[Items];\n", {rows_.held(step), rows_.name(step)});
     }
     for (auto& pass : plan_.passes) {
       body += once(pass.before, one);
-      std::string inner = element_text(kernel_.program, pass, elements_, element, [&](int step) {
-        return "k_" + elements_.name(step) + "[k]";
-      });
+      Packs packs;
+      for (int step : pass.restored) {
+        packs.loads +=
+            is_packed(step) ? fill("  forget(w$0);\n", {std::to_string(at(step).input)}) : "";
+      }
+      std::string inner = element_text(
+          kernel_.program,
+          pass,
+          elements_,
+          [&](int input) {
+            bool whole = pass.in_order || packed_.empty() || !packed_[static_cast<size_t>(input)];
+            return whole ? element(input) : load(input, packs);
+          },
+          [&](int step) {
+            return is_packed(step) ? fill("load(w$0[p].v[j])", {std::to_string(at(step).input)})
+                                   : "k_" + elements_.name(step) + "[k]";
+          });
       for (int step : pass.kept) {
-        inner += elements_.indent() + fill("k_$0[k] = $0;\n", {elements_.name(step)});
+        inner += is_packed(step)
+            ? ""
+            : elements_.indent() + fill("k_$0[k] = $0;\n", {elements_.name(step)});
       }
       std::string results;
       for (int step : pass.reduces) {
@@ -67,15 +97,17 @@ class Printer {
       }
       for (size_t i = 0; pass.writes && i < kernel_.out.size(); ++i) {
         int result = kernel_.program.results[i];
-        inner += at(result).row ? ""
-                                : elements_.indent() + out(i) + " = " +
-                elements_.stored(result, kernel_.out[i]) + ";\n";
+        if (!at(result).row) {
+          bool whole = pass.in_order || packed_.empty();
+          inner += elements_.indent() + (whole ? out(i) : store(i, packs)) + " = " +
+              elements_.stored(result, kernel_.out[i]) + ";\n";
+        }
       }
-      body += fill(
-                  pass.in_order    ? how_.in_order
-                      : registers_ ? in_registers
-                                   : how_.loop,
-                  {inner}) +
+      body += packs.loads +
+          fill(pass.in_order    ? how_.in_order
+                   : registers_ ? in_registers
+                                : how_.loop,
+               {inner, packs.before, packs.after}) +
           results;
     }
     body += once(plan_.after, one);
@@ -120,6 +152,46 @@ class Printer {
         fill("$0 s_$1 = $2;\n", {type, name, rows_.value(at(step).args[0], at(step).operands)});
   }
 
+  /// What stands around a pass's statements where elements come and go in packs.
+  struct Packs {
+    std::string loads; // before the loop
+    std::string before; // in it
+    std::string after;
+  };
+
+  /// Adds the loads of an input; returns where its element is.
+  std::string load(int input, Packs& packs) const {
+    auto n = std::to_string(input);
+    if (!registers_) {
+      packs.before += fill("    const auto w$0 = load_pack<Size>(p$0, first, n, a$0);\n", {n});
+      return "w" + n + ".v[j]";
+    }
+    auto& type = kernel_.in[static_cast<size_t>(input)];
+    packs.loads += fill(
+        "  Pack<$0, Size> w$1[Items / Size];\n"
+        "  load_packs(w$1, p$1, thread * Size, Threads * Size, int(n), a$1);\n",
+        {type_name(type, in_), n});
+    return "w" + n + "[p].v[j]";
+  }
+
+  /// Whether the step is an input whose packs stay in registers: nothing else has to be kept.
+  bool is_packed(int step) const {
+    auto& made = at(step);
+    return registers_ && made.kind == Kind::input && !packed_.empty() &&
+        packed_[static_cast<size_t>(made.input)];
+  }
+
+  /// Adds the stores of an output; returns where its element goes.
+  std::string store(size_t output, Packs& packs) const {
+    auto n = std::to_string(output);
+    packs.before += fill("    Pack<$0, Size> o$1;\n", {type_name(kernel_.out[output], in_), n});
+    packs.after += fill(
+        registers_ ? "    store_pack(o$0, q$0, first, int(n), b$0);\n"
+                   : "    store_pack(o$0, q$0, first, n, b$0);\n",
+        {n});
+    return "o" + n + ".v[j]";
+  }
+
   /// The accumulator's declaration; its update joins `inner`, and its result `results`.
   std::string accumulator(int step, std::string& inner, std::string& results) const {
     auto& made = at(step);
@@ -145,6 +217,7 @@ class Printer {
   const GpuRows& how_;
   const Spelling& in_;
   bool registers_;
+  std::vector<bool> packed_; // empty where nothing comes in packs
   Schedule plan_;
   Statements rows_;
   Statements elements_;
@@ -166,7 +239,15 @@ int kept_values(const Program& program) {
 
 Text cuda_rows_text(const ElementwiseText& kernel, const RowAccess& access) {
   auto& in = spelling(Language::cuda);
-  Printer printer(kernel, of_cuda, access.registers, "  ");
+  std::vector<bool> packed;
+  for (size_t i = 0; i < kernel.in.size(); ++i) {
+    auto is_whole = [&](auto& step) {
+      return step.kind == Kind::input && !step.row && static_cast<size_t>(step.input) == i;
+    };
+    auto& steps = kernel.program.steps;
+    packed.push_back(!access.strided[i] && std::any_of(steps.begin(), steps.end(), is_whole));
+  }
+  Printer printer(kernel, of_cuda, access.registers, "  ", packed);
   std::string parameters;
   std::string strides;
   std::string pointers;
@@ -197,6 +278,9 @@ Text cuda_rows_text(const ElementwiseText& kernel, const RowAccess& access) {
     pointers += fill(
         "  const $0* __restrict__ p$1 = in$1.as<const $0>()$2;\n",
         {type_name(kernel.in[i], in), n, place});
+    if (packed[i]) {
+      pointers += fill("  const bool a$0 = in_packs<Size>(p$0);\n", {n});
+    }
     if (access.strided[i]) {
       strides += fill(", Extent d$0", {n});
       pointers += fill("  const int64_t l$0 = d$0.get();\n", {n});
@@ -204,8 +288,11 @@ Text cuda_rows_text(const ElementwiseText& kernel, const RowAccess& access) {
   }
   for (size_t i = 0; i < kernel.out.size(); ++i) {
     parameters += numbered("Pointer out", i) + ", ";
+    bool is_row = kernel.program.steps[static_cast<size_t>(kernel.program.results[i])].row;
     pointers += fill(
-        "  $0* __restrict__ q$1 = out$1.as<$0>();\n",
+        is_row ? "  $0* __restrict__ q$1 = out$1.as<$0>() + row;\n"
+               : "  $0* __restrict__ q$1 = out$1.as<$0>() + row * n;\n"
+                 "  const bool b$1 = in_packs<Size>(q$1);\n",
         {type_name(kernel.out[i], in), std::to_string(i)});
   }
   parameters += "Extent rows, Extent length";
@@ -221,15 +308,18 @@ Text cuda_rows_text(const ElementwiseText& kernel, const RowAccess& access) {
         auto n = std::to_string(i);
         return is_number(kernel, static_cast<size_t>(i)) ? "v" + n : "p" + n + "[0]";
       },
-      [](size_t i) { return numbered("q", i) + "[row * n + i]"; },
-      [](size_t i) { return numbered("q", i) + "[row]"; });
+      [](size_t i) { return numbered("q", i) + "[i]"; },
+      [](size_t i) { return numbered("q", i) + "[0]"; });
+  auto size = std::to_string(pack_size(kernel, packed));
   return {
-      prelude_text(in) + prelude_file("zmlx/kernel/lang/rows_cuda.h"),
+      prelude_text(in) + prelude_file("zmlx/kernel/lang/packs_cuda.h") +
+          prelude_file("zmlx/kernel/lang/rows_cuda.h"),
       reductions_text(kernel.program, in) +
           "\ntemplate <int Threads, int Items>\n__global__ void __launch_bounds__(Threads == 32 ? "
-          "256 : Threads) zmlx_rows(" +
-          parameters + strides +
-          ") {\n  wait_for_predecessor();\n  start_successor();\n"
+          "256 : Threads, Threads > 256 ? 1 : 3) zmlx_rows(" +
+          parameters + strides + ") {\n  constexpr int Size = Items && Items < " + size +
+          " ? Items : " + size +
+          ";\n  wait_for_predecessor();\n  start_successor();\n"
           "  const int thread = Threads == 32 ? lane_index() : int(threadIdx.x);\n"
           "  const int64_t row = Threads == 32 ? int64_t(blockIdx.x) * 8 + warp_index() : "
           "int64_t(blockIdx.x);\n"
@@ -240,7 +330,7 @@ Text cuda_rows_text(const ElementwiseText& kernel, const RowAccess& access) {
 
 Text metal_rows_text(const ElementwiseText& kernel) {
   auto& in = spelling(Language::metal);
-  Printer printer(kernel, of_metal, false, "");
+  Printer printer(kernel, of_metal, false, "", {});
   std::string places;
   for (size_t i = 0; i + kernel.numbers < kernel.in.size(); ++i) {
     places += fill(

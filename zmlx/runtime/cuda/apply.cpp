@@ -4,8 +4,11 @@
 #include <algorithm>
 #include <cstring>
 #include <deque>
+#include <optional>
 
 #include "mlx/allocator.h"
+#include "mlx/ops.h"
+#include "mlx/primitives.h"
 #include "zmlx/graph/capture.h"
 #include "zmlx/runtime/cuda/functions.h"
 #include "zmlx/runtime/cuda/memory.h"
@@ -54,7 +57,7 @@ class Parameters {
 
 Parameters parameters(
     const Launch& launch,
-    const Arrays& inputs,
+    const std::vector<const mx::array*>& inputs,
     const Arrays& outputs,
     Address scratch,
     Address counters) {
@@ -63,7 +66,7 @@ Parameters parameters(
     auto index = static_cast<size_t>(a.index);
     switch (a.kind) {
       case Argument::Kind::in:
-        list.pair(address_of(inputs[index]) + a.offset);
+        list.pair(address_of(*inputs[index]) + a.offset);
         break;
       case Argument::Kind::out:
         list.pair(address_of(outputs[index]) + a.offset);
@@ -75,7 +78,7 @@ Parameters parameters(
         list.pair(counters + index * sizeof(int32_t));
         break;
       case Argument::Kind::in_dim:
-        list.pair(static_cast<uint64_t>(inputs[index].shape(a.axis)));
+        list.pair(static_cast<uint64_t>(inputs[index]->shape(a.axis)));
         break;
       case Argument::Kind::out_dim:
         list.pair(static_cast<uint64_t>(outputs[index].shape(a.axis)));
@@ -94,6 +97,14 @@ Parameters parameters(
   return list;
 }
 
+/// A view's elements in whole rows of memory of their own.
+mx::array whole(const mx::array& view, const mx::Stream& stream) {
+  auto out = mx::contiguous(view, false, stream);
+  Arrays outputs{out};
+  out.primitive().eval_gpu({view}, outputs);
+  return out;
+}
+
 } // namespace
 
 void apply(
@@ -104,75 +115,96 @@ void apply(
     const mx::Stream& mlx_stream) {
   auto& gpu = cuda::gpu(mlx_stream.device.index);
   auto stream = stream_of(mlx_stream);
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    if (!kernel.strided && !inputs[i].flags().row_contiguous && inputs[i].size() > 1) {
-      fail(
-          op.name.c_str(),
-          "input ",
-          i,
-          " must be row-contiguous but is a view, ",
-          to_string(type_of(inputs[i])),
-          "; use apply(), which packs it.");
-    }
+  std::deque<mx::array> packed;
+  std::vector<const mx::array*> from; // inputs as the launches take them
+  for (auto& a : inputs) {
+    bool is_whole = kernel.strided || a.flags().row_contiguous || a.size() <= 1;
+    from.push_back(is_whole ? &a : &packed.emplace_back(whole(a, mlx_stream)));
   }
-  std::vector<const Launch*> launches{&copy_bytes, &clear_counters};
+  const bool has_counters = counts(kernel);
+  std::vector<const Launch*> launches;
   for (auto& launch : kernel.launches) {
     launches.push_back(&launch);
   }
-  auto found = functions(gpu, launches);
+  if (has_counters) {
+    launches.push_back(&clear_counters);
+  }
+  if (!op.in_place.empty()) {
+    launches.push_back(&copy_bytes);
+  }
+  const auto found = functions(gpu, launches);
 
   std::vector<const mx::array*> overwrites(outputs.size(), nullptr);
   for (auto [output, input] : op.in_place) {
-    overwrites[static_cast<size_t>(output)] = &inputs[in_place_input(input, inputs.size())];
+    overwrites[static_cast<size_t>(output)] = from[in_place_input(input, inputs.size())];
   }
   for (size_t i = 0; i < outputs.size(); ++i) {
     auto& out = outputs[i];
-    auto* from = overwrites[i];
-    if (from && from->is_donatable() && from->shape() == out.shape()) {
-      out.copy_shared_buffer(*from);
+    auto* old = overwrites[i];
+    if (old && old->is_donatable() && old->shape() == out.shape()) {
+      out.copy_shared_buffer(*old);
       continue;
     }
     out.set_data(allocate(gpu, stream, out.nbytes()));
-    if (from && from->nbytes() > 0) {
+    if (old && old->nbytes() > 0) {
       Parameters list;
-      list.pair(address_of(*from));
+      list.pair(address_of(*old));
       list.pair(address_of(out));
-      list.pair(from->nbytes());
-      list.pair(from->nbytes());
-      auto blocks = std::clamp<size_t>(from->nbytes() / 4096, 1, 256);
-      add_input(mlx_stream, *from);
+      list.pair(old->nbytes());
+      list.pair(old->nbytes());
+      auto blocks = std::clamp<size_t>(old->nbytes() / 4096, 1, 256);
+      add_input(mlx_stream, *old);
       add_output(mlx_stream, out);
       add_kernel(
-          mlx_stream, found[0], {1, static_cast<uint32_t>(blocks), 1}, {256, 1, 1}, 0, list.data());
+          mlx_stream,
+          found.back(),
+          {1, static_cast<uint32_t>(blocks), 1},
+          {256, 1, 1},
+          0,
+          list.data());
     }
   }
   // Counters are the call's own, as MLX may run calls side by side.
   const size_t counters_at = (kernel.scratch + 15) / 16 * 16;
-  const size_t bytes = counters_at + (counts(kernel) ? max_counters * sizeof(int32_t) : 0);
-  mx::array scratch({static_cast<int>(bytes)}, mx::uint8, nullptr, {});
-  scratch.set_data(allocate(gpu, stream, bytes));
-  const Address counters = address_of(scratch) + counters_at;
-  if (counts(kernel)) {
+  const size_t bytes = counters_at + (has_counters ? max_counters * sizeof(int32_t) : 0);
+  std::optional<mx::array> scratch;
+  if (bytes > 0) {
+    scratch.emplace(mx::Shape{static_cast<int>(bytes)}, mx::uint8, nullptr, Arrays{});
+    scratch->set_data(allocate(gpu, stream, bytes));
+  }
+  const Address own = scratch ? address_of(*scratch) : 0;
+  if (has_counters) {
     Parameters list;
-    list.pair(counters);
+    list.pair(own + counters_at);
     list.pair(max_counters);
-    add_output(mlx_stream, scratch);
-    add_kernel(mlx_stream, found[1], {1, 1, 1}, {256, 1, 1}, 0, list.data());
+    add_output(mlx_stream, *scratch);
+    add_kernel(mlx_stream, found[kernel.launches.size()], {1, 1, 1}, {256, 1, 1}, 0, list.data());
   }
   for (size_t i = 0; i < kernel.launches.size(); ++i) {
     auto& launch = kernel.launches[i];
-    for (auto& a : inputs) {
-      add_input(mlx_stream, a);
+    for (auto* a : from) {
+      add_input(mlx_stream, *a);
     }
     // Outputs and scratch put the launches in order.
     for (auto& a : outputs) {
       add_output(mlx_stream, a);
     }
-    add_output(mlx_stream, scratch);
-    auto list = parameters(launch, inputs, outputs, address_of(scratch), counters);
-    add_kernel(mlx_stream, found[i + 2], launch.grid, launch.block, launch.shared, list.data());
+    if (scratch) {
+      add_output(mlx_stream, *scratch);
+    }
+    auto list = parameters(launch, from, outputs, own, own + counters_at);
+    add_kernel(mlx_stream, found[i], launch.grid, launch.block, launch.shared, list.data());
   }
-  on_completion(mlx_stream, [data = scratch.data_shared_ptr()] {});
+  std::vector<std::shared_ptr<void>> kept; // until the launches end
+  if (scratch) {
+    kept.push_back(scratch->data_shared_ptr());
+  }
+  for (auto& a : packed) {
+    kept.push_back(a.data_shared_ptr());
+  }
+  if (!kept.empty()) {
+    on_completion(mlx_stream, [kept = std::move(kept)] {});
+  }
 }
 
 } // namespace zmlx::cuda

@@ -5,9 +5,8 @@
 
 namespace zmlx::cuda {
 
-/// Gives `outputs` their memory and queues the op's launches among MLX's own. Inputs of
-/// a kernel that is not `strided` must be row-contiguous; throws std::invalid_argument when one is
-/// not.
+/// Gives `outputs` their memory and queues the op's launches among MLX's own. For a kernel that is
+/// not `strided`, inputs that are no whole rows of memory are packed first.
 void apply(
     const Op& op,
     const Kernel& kernel,

@@ -39,6 +39,7 @@ struct Loaded {
     find(d.error_string, "cuGetErrorString");
     find(d.device_get, "cuDeviceGet");
     find(d.device_attribute, "cuDeviceGetAttribute");
+    find(d.device_memory, "cuDeviceTotalMem_v2");
     find(d.primary_context, "cuDevicePrimaryCtxRetain");
     find(d.set_context, "cuCtxSetCurrent");
     find(d.stream_context, "cuStreamGetCtx");
@@ -87,6 +88,7 @@ Gpu open(int ordinal) {
   gpu.device.multiprocessors = attribute(multiprocessor_count);
   gpu.device.shared_bytes = static_cast<size_t>(attribute(shared_bytes_optin));
   gpu.is_managed = attribute(concurrent_managed_access) != 0;
+  d->check(d->device_memory(&gpu.memory_bytes, device), "cuDeviceTotalMem");
   d->check(d->primary_context(&gpu.context, device), "cuDevicePrimaryCtxRetain");
   d->check(d->set_context(gpu.context), "cuCtxSetCurrent");
   d->check(d->stream_create(&gpu.stream, non_blocking), "cuStreamCreate");

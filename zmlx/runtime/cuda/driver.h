@@ -48,6 +48,7 @@ struct Driver {
   Result (*error_string)(Result, const char** text);
   Result (*device_get)(int* device, int ordinal);
   Result (*device_attribute)(int* value, int attribute, int device);
+  Result (*device_memory)(size_t* bytes, int device);
   Result (*primary_context)(Context*, int device);
   Result (*set_context)(Context);
   Result (*stream_context)(Stream, Context*);
@@ -82,6 +83,7 @@ struct Gpu {
   Device device;
   Context context = nullptr;
   Stream stream = nullptr; // ours, for captures and what belongs to no stream
+  size_t memory_bytes = 0;
   bool is_managed = false; // the CPU may read managed memory while the GPU works
 };
 /// The GPU of that number; throws std::runtime_error in words when it cannot be had.

@@ -10,7 +10,7 @@ namespace zmlx::cuda {
 namespace {
 
 constexpr size_t granule = 4096;
-constexpr size_t kept_bytes = size_t{64} << 20; // of returned buffers, a stream
+constexpr size_t kept_share = 64; // of a GPU's memory, in returned buffers of a stream
 
 /// Buffers by size for each stream. Lives until the process ends, as MLX's arrays may.
 class Pool {
@@ -47,7 +47,7 @@ class Pool {
     live_.erase(buffer);
     auto& d = *driver();
     auto& shelf = shelves_[stream];
-    if (buffer->device >= 0 && shelf.bytes + buffer->size <= kept_bytes) {
+    if (buffer->device >= 0 && shelf.bytes + buffer->size <= gpu.memory_bytes / kept_share) {
       shelf.free.emplace(buffer->size, buffer);
       shelf.bytes += buffer->size;
       return;
