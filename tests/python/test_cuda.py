@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from mlx_lm.generate import batch_generate
 from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
 from test_patch import TOLERANCE, distance, greedy, steps, to_float32, tokens_of
 
 import zmlx
-from zmlx import _ext
+from zmlx import _ext, ops
 from zmlx.patch import explain, is_patched, patch, unpatch
 
 pytestmark = pytest.mark.skipif(bool(_ext.why_no_cuda()), reason=_ext.why_no_cuda() or "CUDA")
@@ -69,9 +70,10 @@ def test_states_are_written_in_place_and_grow(load: Any, name: str) -> None:
     assert distance(steps(model, tokens, chunks), reference) <= bound
     after = _ext.run_counts()
     states = 2 * len(model.layers)
-    # The first buffers, grown ones, and the last layer's, which the prompt may still read.
-    assert after["copied"] - before["copied"] <= 2 * states + 2
-    assert after["in_place"] - before["in_place"] >= 18 * states
+    # The first buffers, grown ones, and those that an earlier step was still using, as the last
+    # layer's after the prompt: how many depends on when the GPU says that it is done.
+    assert after["copied"] - before["copied"] <= 4 * states
+    assert after["in_place"] - before["in_place"] >= 16 * states
 
 
 def test_a_trimmed_cache_and_a_copied_one_go_on_by_themselves(load: Any) -> None:
@@ -171,6 +173,41 @@ def test_an_op_alone_runs_among_mlxs_own() -> None:
     (out,) = _ext.apply("rms_norm", [mx.exp(x), weight], {"eps": 1e-6})
     expected = mx.fast.rms_norm(mx.exp(x).astype(mx.float32), weight.astype(mx.float32), 1e-6)
     assert distance((out * 2).astype(mx.float32), 2 * expected) < TOLERANCE["bfloat16"]
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16], ids=str)
+def test_views_give_what_packed_arrays_do(dtype: mx.Dtype) -> None:
+    x = mx.random.normal((7, 33, 130), key=mx.random.key(2)).astype(dtype)
+    flat = x.reshape(-1)
+    views = [
+        x.transpose(1, 0, 2)[::2],
+        x[..., 3:99],
+        x.swapaxes(0, 2),
+        flat[1 : 1 + 60 * 65].reshape(60, 65),  # begins in the middle of a word
+        flat[8 : 8 + 20 * 1024].reshape(20, 1024),
+    ]
+    row = zmlx.elementwise("x * rsqrt(row_mean(x * x) + 0.01) + x", inputs=("x",))
+    for view in views:
+        whole = mx.array(np.array(view.astype(mx.float32))).astype(dtype)
+        weight = mx.random.normal((view.shape[-1],), key=mx.random.key(3)).astype(dtype)
+        functions = [
+            ops.softmax,
+            ops.sum,
+            ops.cumsum,
+            lambda x: ops.swiglu(x, x),
+            lambda x, weight=weight: ops.rms_norm(x, weight),
+            lambda x: ops.topk(x, k=3)[0],
+            lambda x: mx.concatenate([row(x), ops.gelu(x)], -1),
+        ]
+        for function in functions:
+            assert mx.array_equal(function(view), function(whole)).item()
+
+
+@pytest.mark.parametrize("rows", [1, 3, 400])
+def test_running_sums_of_long_rows(rows: int) -> None:
+    x = mx.random.normal((rows, 5003), key=mx.random.key(4))
+    want = np.cumsum(np.array(x, dtype=np.float64), -1)
+    assert np.allclose(np.array(ops.cumsum(x)), want, 1e-4, 1e-3)
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16, mx.int32], ids=str)

@@ -34,6 +34,10 @@ bool counts(const Kernel& kernel) {
 /// One launch's parameters in memory: each is one or two words.
 class Parameters {
  public:
+  explicit Parameters(size_t count) {
+    words_.reserve(count); // they stay where they are
+    pointers_.reserve(count);
+  }
   void pair(uint64_t first) {
     add({first, 0});
   }
@@ -51,7 +55,7 @@ class Parameters {
     pointers_.push_back(words_.emplace_back(words).data());
   }
 
-  std::deque<std::array<uint64_t, 2>> words_; // where each stays
+  std::vector<std::array<uint64_t, 2>> words_;
   std::vector<void*> pointers_;
 };
 
@@ -61,7 +65,7 @@ Parameters parameters(
     const Arrays& outputs,
     Address scratch,
     Address counters) {
-  Parameters list;
+  Parameters list(launch.arguments.size());
   for (auto& a : launch.arguments) {
     auto index = static_cast<size_t>(a.index);
     switch (a.kind) {
@@ -147,7 +151,7 @@ void apply(
     }
     out.set_data(allocate(gpu, stream, out.nbytes()));
     if (old && old->nbytes() > 0) {
-      Parameters list;
+      Parameters list(4);
       list.pair(address_of(*old));
       list.pair(address_of(out));
       list.pair(old->nbytes());
@@ -174,7 +178,7 @@ void apply(
   }
   const Address own = scratch ? address_of(*scratch) : 0;
   if (has_counters) {
-    Parameters list;
+    Parameters list(2);
     list.pair(own + counters_at);
     list.pair(max_counters);
     add_output(mlx_stream, *scratch);

@@ -87,7 +87,9 @@ std::vector<Function> functions(const Gpu& gpu, const std::vector<const Launch*>
     });
   }
   auto& d = *driver();
-  d.check(d.set_context(gpu.context), "cuCtxSetCurrent");
+  if (!jobs.empty()) {
+    d.check(d.set_context(gpu.context), "cuCtxSetCurrent");
+  }
   for (auto& job : jobs) {
     auto binary = job.binary.get();
     Module module = nullptr; // stays loaded: graphs and runs in flight need it
@@ -104,6 +106,7 @@ std::vector<Function> functions(const Gpu& gpu, const std::vector<const Launch*>
   for (auto* launch : launches) {
     auto& entry = *known.find(*launch);
     if (launch->shared > entry.shared) {
+      d.check(d.set_context(gpu.context), "cuCtxSetCurrent");
       d.check(
           d.function_set(
               entry.function, max_dynamic_shared_bytes, static_cast<int>(launch->shared)),
