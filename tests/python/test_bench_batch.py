@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from zmlx.bench import capsule
 from zmlx.bench.batch import command, measure, numbers, prompts_of, same_share
 from zmlx.patch import is_patched
 
@@ -51,6 +51,9 @@ def test_the_command_prints_a_table_and_writes_rows(preset_folder: Any, tmp_path
     result = CliRunner().invoke(command, [*arguments, "--runs", "1", "--json", str(out)])
     assert result.exit_code == 0, result.output
     assert "100%" in result.output
-    (row,) = json.loads(out.read_text())
+    document = capsule.read(out)
+    assert document["complete"]
+    assert document["settings"]["batches"] == [2]
+    (row,) = document["rows"]
     assert row["batch"] == 2
     assert row["stock_calls"] == 0

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import click
 import mlx.core as mx
 import numpy as np
 
+from zmlx.bench import capsule, machine
 from zmlx.bench.inference import ACTIVATIONS, Options, load_model
 from zmlx.bench.statistics import alternate
 from zmlx.patch import patch, unpatch
@@ -159,24 +159,37 @@ def command(
     options.check()
     options.apply_threads()
     sizes = numbers(batches)
-    loaded, tokenizer, config, _ = load_model(options)
+    loaded, tokenizer, config, facts = load_model(options)
     vocabulary = config.get("vocab_size") or tokenizer.vocab_size
-    rows = []
+    settings = {
+        "batches": sizes,
+        "prompt_tokens": prompt_tokens,
+        "max_tokens": max_tokens,
+        "runs": runs,
+        "activations": activations,
+        "threads": machine.threads(),
+    }
+    document = capsule.envelope("batch", facts, settings) | {"rows": []}
+
+    def save() -> None:
+        if out:
+            capsule.write(out, document)
+
     click.echo(
         "batch  prompt tok/s: stock  zmlx      generation tok/s: stock  zmlx      same tokens"
     )
     work = (loaded, vocabulary, sizes, prompt_tokens, max_tokens, runs)
-    for row in measure(*work, activations=activations):
-        rows.append(asdict(row))
-        prompt = row.patched_prompt_tps / row.stock_prompt_tps
-        generation = row.patched_generation_tps / row.stock_generation_tps
-        click.echo(
-            f"{row.batch:5d} {row.stock_prompt_tps:20.1f} {row.patched_prompt_tps:7.1f} "
-            f"({prompt:4.1f}x) {row.stock_generation_tps:18.1f} {row.patched_generation_tps:7.1f} "
-            f"({generation:4.1f}x) {row.same_tokens:8.0%}"
-        )
-    if out:
-        out.write_text(json.dumps(rows, indent=1) + "\n")
+    with capsule.recording(document, save):
+        for row in measure(*work, activations=activations):
+            document["rows"].append(asdict(row))
+            save()
+            prompt = row.patched_prompt_tps / row.stock_prompt_tps
+            generation = row.patched_generation_tps / row.stock_generation_tps
+            click.echo(
+                f"{row.batch:5d} {row.stock_prompt_tps:20.1f} {row.patched_prompt_tps:7.1f} "
+                f"({prompt:4.1f}x) {row.stock_generation_tps:18.1f} "
+                f"{row.patched_generation_tps:7.1f} ({generation:4.1f}x) {row.same_tokens:8.0%}"
+            )
 
 
 if __name__ == "__main__":
