@@ -116,6 +116,9 @@ TEST(Nvrtc, an_expressions_text_depends_on_the_way_of_access_alone) {
   auto one = launch({4, 5, 1}, {{5, 1, 1}, {0, 0, 0}});
   auto other = launch({700, 31, 60}, {{1860, 60, 1}, {0, 0, 0}});
   EXPECT_EQ(one.text(), other.text()); // contiguous, and one value
+  CudaTexts again; // of an equal kernel that was made anew
+  auto twin = elementwise_cuda(kernel, again, {3}, {{1}, {0}}, {90, 132}).launches[0];
+  EXPECT_EQ(twin.generated, one.generated); // and so one function
   EXPECT_EQ(one.arguments.size(), 4u);
   EXPECT_NE(one.text(), launch({4, 5}, {{5, 1}, {1, 4}}).text());
   EXPECT_EQ(one.grid[0], 1u);

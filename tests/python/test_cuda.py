@@ -70,10 +70,9 @@ def test_states_are_written_in_place_and_grow(load: Any, name: str) -> None:
     assert distance(steps(model, tokens, chunks), reference) <= bound
     after = _ext.run_counts()
     states = 2 * len(model.layers)
-    # The first buffers, grown ones, and those that an earlier step was still using, as the last
-    # layer's after the prompt: how many depends on when the GPU says that it is done.
-    assert after["copied"] - before["copied"] <= 4 * states
-    assert after["in_place"] - before["in_place"] >= 16 * states
+    # The first buffers, grown ones, and the last layer's, which the prompt may still read.
+    assert after["copied"] - before["copied"] <= 2 * states + 2
+    assert after["in_place"] - before["in_place"] >= 18 * states
 
 
 def test_a_trimmed_cache_and_a_copied_one_go_on_by_themselves(load: Any) -> None:

@@ -3,6 +3,7 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "zmlx/ops/rms_norm.cpp"
+#include <algorithm>
 #include <cmath>
 
 #include "hwy/foreach_target.h"

@@ -30,7 +30,7 @@ lang::Access access_of(const Strides& strides, const std::vector<int64_t>& exten
 
 } // namespace
 
-std::shared_ptr<const std::string> CudaTexts::text(
+const std::string* CudaTexts::text(
     const lang::ElementwiseText& kernel,
     const std::vector<lang::Access>& access,
     int rank) {
@@ -38,7 +38,7 @@ std::shared_ptr<const std::string> CudaTexts::text(
   auto& text = made_[{access, rank}];
   if (!text) {
     auto made = lang::cuda_text(kernel, access, rank);
-    text = std::make_shared<std::string>(made.prelude + made.kernel);
+    text = cuda::shared_text(made.prelude + made.kernel);
   }
   return text;
 }

@@ -20,12 +20,12 @@ namespace mx = mlx::core;
 /// One kernel's CUDA texts, made once for each way of access.
 class CudaTexts {
  public:
-  std::shared_ptr<const std::string>
+  const std::string*
   text(const lang::ElementwiseText& kernel, const std::vector<lang::Access>& access, int rank);
 
  private:
   std::mutex mutex_;
-  std::map<std::pair<std::vector<lang::Access>, int>, std::shared_ptr<const std::string>> made_;
+  std::map<std::pair<std::vector<lang::Access>, int>, const std::string*> made_;
 };
 
 /// The launch over `shape`; equal ways of access give equal texts, whatever the extents.

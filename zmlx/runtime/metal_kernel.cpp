@@ -132,7 +132,7 @@ class Bodied : public mx::Primitive {
   cuda::Launch launch(const Arrays& inputs) const {
     cuda::Launch out;
     out.kernel = "metal::zmlx_kernel";
-    out.generated = {program_, &program_->texts.cuda};
+    out.generated = program_->cuda;
     out.grid[0] = static_cast<uint32_t>(groups_of(call_));
     out.block[0] = 1;
     for (auto* dims : {&call_.grid, &call_.threadgroup}) {
@@ -299,6 +299,7 @@ std::shared_ptr<MetalProgram> MetalKernel::State::specialise(
   if (!made) {
     auto fresh = std::make_shared<MetalProgram>();
     fresh->texts = msl::program(source, types);
+    fresh->cuda = cuda::shared_text(fresh->texts.cuda);
     made = std::move(fresh);
   }
   return made;

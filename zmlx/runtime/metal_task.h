@@ -14,6 +14,7 @@ namespace zmlx {
 /// A kernel for one set of dtypes.
 struct MetalProgram {
   msl::Program texts;
+  const std::string* cuda; // its text as launches share it
   std::shared_ptr<const jit::Library> library;
   msl::Run run = nullptr;
 };

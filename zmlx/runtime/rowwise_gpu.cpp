@@ -36,14 +36,14 @@ Share share(int64_t n, int64_t rows, int values, const cuda::Device& device) {
 
 } // namespace
 
-std::shared_ptr<const std::string> RowTexts::text(
+const std::string* RowTexts::text(
     const lang::ElementwiseText& kernel,
     const lang::RowAccess& access) {
   std::lock_guard lock(mutex_);
   auto& text = made_[access];
   if (!text) {
     auto made = lang::cuda_rows_text(kernel, access);
-    text = std::make_shared<std::string>(made.prelude + made.kernel);
+    text = cuda::shared_text(made.prelude + made.kernel);
   }
   return text;
 }

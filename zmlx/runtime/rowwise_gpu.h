@@ -18,13 +18,11 @@ namespace zmlx {
 /// One kernel's CUDA texts, made once for each way of access.
 class RowTexts {
  public:
-  std::shared_ptr<const std::string> text(
-      const lang::ElementwiseText& kernel,
-      const lang::RowAccess& access);
+  const std::string* text(const lang::ElementwiseText& kernel, const lang::RowAccess& access);
 
  private:
   std::mutex mutex_;
-  std::map<lang::RowAccess, std::shared_ptr<const std::string>> made_;
+  std::map<lang::RowAccess, const std::string*> made_;
 };
 
 /// The launch over rows of `shape`, whose last axis is the row; `strides` are along all its axes.

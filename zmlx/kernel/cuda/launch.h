@@ -5,7 +5,6 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -80,7 +79,7 @@ struct Launch {
   std::array<uint32_t, 3> block{1, 1, 1};
   size_t shared = 0; // dynamic shared memory, bytes
   std::vector<Argument> arguments;
-  std::shared_ptr<const std::string> generated{}; // a kernel that stands behind the source's text
+  const std::string* generated = nullptr; // a kernel behind the source's text, from shared_text()
 
   const std::string& text() const {
     static const std::string nothing;
@@ -99,6 +98,10 @@ struct Kernel {
     return !launches.empty();
   }
 };
+
+/// The one copy of a generated text that all equal ones share until the process ends, as their
+/// functions do: where it lies tells it from others.
+const std::string* shared_text(std::string text);
 
 /// The text of a source file in zmlx/kernel/cuda, as built into the library, its includes of other
 /// such files resolved (each once). Throws std::invalid_argument for a file that is not there.

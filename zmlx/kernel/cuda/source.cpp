@@ -2,7 +2,9 @@
 #include "zmlx/kernel/cuda/source.h"
 
 #include <algorithm>
+#include <mutex>
 #include <set>
+#include <unordered_set>
 
 #include "zmlx/kernel/cuda/launch.h"
 #include "zmlx/runtime/error.h"
@@ -41,6 +43,13 @@ void append(std::string& out, std::string_view path, std::set<std::string, std::
 }
 
 } // namespace
+
+const std::string* shared_text(std::string text) {
+  static std::mutex mutex;
+  static auto* texts = new std::unordered_set<std::string>; // for as long as anyone may launch
+  std::lock_guard lock(mutex);
+  return &*texts->insert(std::move(text)).first;
+}
 
 std::string source_text(std::string_view file) {
   std::string out;

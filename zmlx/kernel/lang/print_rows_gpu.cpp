@@ -69,6 +69,7 @@ class Printer {
     }
     for (auto& pass : plan_.passes) {
       body += once(pass.before, one);
+      const bool one_by_one = pass.in_order || packed_.empty();
       Packs packs;
       for (int step : pass.restored) {
         packs.loads +=
@@ -79,8 +80,8 @@ class Printer {
           pass,
           elements_,
           [&](int input) {
-            bool whole = pass.in_order || packed_.empty() || !packed_[static_cast<size_t>(input)];
-            return whole ? element(input) : load(input, packs);
+            bool packed = !one_by_one && packed_[static_cast<size_t>(input)];
+            return packed ? load(input, packs) : element(input);
           },
           [&](int step) {
             return is_packed(step) ? fill("load(w$0[p].v[j])", {std::to_string(at(step).input)})
@@ -98,8 +99,7 @@ class Printer {
       for (size_t i = 0; pass.writes && i < kernel_.out.size(); ++i) {
         int result = kernel_.program.results[i];
         if (!at(result).row) {
-          bool whole = pass.in_order || packed_.empty();
-          inner += elements_.indent() + (whole ? out(i) : store(i, packs)) + " = " +
+          inner += elements_.indent() + (one_by_one ? out(i) : store(i, packs)) + " = " +
               elements_.stored(result, kernel_.out[i]) + ";\n";
         }
       }

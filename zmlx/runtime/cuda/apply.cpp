@@ -12,7 +12,6 @@
 #include "zmlx/graph/capture.h"
 #include "zmlx/runtime/cuda/functions.h"
 #include "zmlx/runtime/cuda/memory.h"
-#include "zmlx/runtime/error.h"
 
 namespace zmlx::cuda {
 namespace {

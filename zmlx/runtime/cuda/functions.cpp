@@ -1,14 +1,11 @@
 // zmlx/runtime/cuda/functions.cpp: compiles what is missing, a program a source, and loads it.
 #include "zmlx/runtime/cuda/functions.h"
 
-#include <deque>
 #include <future>
 #include <map>
 #include <mutex>
 #include <set>
 #include <string>
-#include <string_view>
-#include <tuple>
 
 #include "zmlx/runtime/cuda/nvrtc.h"
 
@@ -24,50 +21,28 @@ constexpr size_t shared_without_asking = 48 * 1024;
 constexpr int shared_percent = 40;
 constexpr int as_the_driver_likes = -1;
 
-using Source = std::pair<std::string, std::shared_ptr<const std::string>>; // file, text behind it
-
-/// What tells functions apart. Generated texts are long, so that they are compared by where they
-/// are: `known` keeps them.
-using Key = std::tuple<const std::string*, std::string_view, std::string_view>;
+using Source = std::pair<std::string, const std::string*>; // file, and the text behind it
+using Key = std::pair<Source, std::string>; // with the instantiation
 
 Key key_of(const Launch& launch) {
-  return {launch.generated.get(), launch.source, launch.kernel};
+  return {{launch.source, launch.generated}, launch.kernel};
 }
 
 struct Known {
-  Source source;
-  std::string kernel;
   Function function = nullptr;
   size_t shared = shared_without_asking;
-};
-
-/// The functions of one context; their keys look into them.
-class Table {
- public:
-  Known* find(const Launch& launch) {
-    auto it = by_key_.find(key_of(launch));
-    return it == by_key_.end() ? nullptr : it->second;
-  }
-  void add(Known made) {
-    auto& known = all_.emplace_back(std::move(made));
-    by_key_[{known.source.second.get(), known.source.first, known.kernel}] = &known;
-  }
-
- private:
-  std::deque<Known> all_;
-  std::map<Key, Known*> by_key_;
 };
 
 } // namespace
 
 std::vector<Function> functions(const Gpu& gpu, const std::vector<const Launch*>& launches) {
   static std::mutex mutex;
-  static std::map<Context, Table> by_context;
+  static std::map<Context, std::map<Key, Known>> by_context;
   std::lock_guard lock(mutex);
   auto& known = by_context[gpu.context];
   std::map<Source, std::set<std::string>> missing;
   for (auto* launch : launches) {
-    if (!known.find(*launch)) {
+    if (!known.contains(key_of(*launch))) {
       missing[{launch->source, launch->generated}].insert(launch->kernel);
     }
   }
@@ -99,12 +74,12 @@ std::vector<Function> functions(const Gpu& gpu, const std::vector<const Launch*>
       d.check(d.module_function(&function, module, binary.names[i].c_str()), "cuModuleGetFunction");
       d.check(
           d.function_set(function, preferred_shared_percent, shared_percent), "cuFuncSetAttribute");
-      known.add({job.source, job.names[i], function});
+      known[{job.source, job.names[i]}].function = function;
     }
   }
   std::vector<Function> out;
   for (auto* launch : launches) {
-    auto& entry = *known.find(*launch);
+    auto& entry = known.at(key_of(*launch));
     if (launch->shared > entry.shared) {
       d.check(d.set_context(gpu.context), "cuCtxSetCurrent");
       d.check(

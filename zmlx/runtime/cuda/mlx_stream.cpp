@@ -84,7 +84,6 @@ std::optional<Device> device() {
 Stream stream_of(const mx::Stream& stream) {
   static std::mutex mutex;
   static std::set<Stream> known;
-  thread_local Stream latest = nullptr;
   if (!has_encoder()) {
     throw std::runtime_error("[cuda] " + why_not() + ".");
   }
@@ -93,9 +92,6 @@ Stream stream_of(const mx::Stream& stream) {
       &handle,
       reinterpret_cast<const std::byte*>(&cu::get_command_encoder(stream)) + stream_offset,
       sizeof(void*));
-  if (handle && handle == latest) {
-    return handle;
-  }
   std::lock_guard lock(mutex);
   if (!known.contains(handle)) {
     auto& d = *driver();
@@ -106,7 +102,6 @@ Stream stream_of(const mx::Stream& stream) {
     }
     known.insert(handle);
   }
-  latest = handle;
   return handle;
 }
 
