@@ -154,7 +154,6 @@ def command(
     out: Path | None,
 ) -> None:
     """Throughput of batches through mlx_lm's BatchGenerator, stock against patched."""
-    mx.set_default_device(mx.cpu)
     options = Options(model=model, dtype=dtype, bits=bits, layers=layers, threads=threads)
     options.check()
     options.apply_threads()
