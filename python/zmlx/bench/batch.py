@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import mlx.core as mx
 import numpy as np
 
 from zmlx.bench import capsule, machine
