@@ -63,7 +63,8 @@ def _function(name: str) -> Callable[..., Any]:
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise TypeError(f"[{name}] {error}; the signature is {name}{signature}.") from None
+            why = str(error).replace("required keyword-only", "required")  # as before Python 3.12
+            raise TypeError(f"[{name}] {why}; the signature is {name}{signature}.") from None
         arrays: list[Any] = []
         for parameter in signature.parameters.values():
             if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
