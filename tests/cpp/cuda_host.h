@@ -386,6 +386,18 @@ ZMLX_DEVICE T shuffle_down(T value, int delta) {
   const int from = lane_index() + delta;
   return simt::read<T>(simt::show(value, 6), from > 31 ? lane_index() : from);
 }
+ZMLX_DEVICE uint32_t warp_max(uint32_t x) {
+  for (int i = 16; i > 0; i /= 2) {
+    x = std::max(x, shuffle_xor(x, i));
+  }
+  return x;
+}
+ZMLX_DEVICE uint32_t warp_min(uint32_t x) {
+  for (int i = 16; i > 0; i /= 2) {
+    x = std::min(x, shuffle_xor(x, i));
+  }
+  return x;
+}
 ZMLX_DEVICE uint32_t vote(bool flag) {
   auto& board = simt::show(flag, 7);
   uint32_t bits = 0;

@@ -21,7 +21,7 @@ double distance(const mx::array& a, const mx::array& b) {
 }
 
 TEST(Int8Activations, OfMlpsMatchTheirReferenceAndAreNotExact) {
-  for (auto* name : {"mlp", "moe_mlp"}) {
+  for (auto* name : {"mlp", "moe_mlp", "moe_block"}) {
     auto* op = find_op(name);
     int tried = 0;
     for (auto& example : op->cases) {
@@ -86,7 +86,7 @@ TEST(Int8Activations, SayInWordsWhatDoesNotFit) {
 
 TEST(Int8Activations, HaveNoKernelOnAGpu) {
   const cuda::Device device{90, 132, 227 * 1024};
-  for (auto* name : {"linear", "mlp", "moe_mlp"}) {
+  for (auto* name : {"linear", "mlp", "moe_mlp", "moe_block"}) {
     auto* op = find_op(name);
     auto& example = op->cases[0];
     auto in = types_of(example.inputs(mx::bfloat16));

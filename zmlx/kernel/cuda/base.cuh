@@ -195,6 +195,13 @@ template <typename T>
 ZMLX_DEVICE T shuffle_down(T value, int delta) {
   return __shfl_down_sync(0xFFFFFFFFu, value, delta);
 }
+/// The largest and the smallest of all lanes.
+ZMLX_DEVICE uint32_t warp_max(uint32_t x) {
+  return __reduce_max_sync(0xFFFFFFFFu, x);
+}
+ZMLX_DEVICE uint32_t warp_min(uint32_t x) {
+  return __reduce_min_sync(0xFFFFFFFFu, x);
+}
 /// A bit a lane whose `flag` is set.
 ZMLX_DEVICE uint32_t vote(bool flag) {
   return __ballot_sync(0xFFFFFFFFu, flag);

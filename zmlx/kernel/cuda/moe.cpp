@@ -17,10 +17,34 @@ int flags_of(const Moe& moe) {
   return (moe.has_residual ? 4 : 0) | (moe.exact ? 8 : 0);
 }
 
-std::string instance(const char* kernel, const Moe& moe, const RowPart* part) {
-  return std::string(kernel) + (part ? "<" : "_any<") + text_of(moe.dtype) + ", " +
-      text_of(moe.format) + (part ? ", " + part->text() + ">" : ">");
+/// Logits that a lane has of each token, a power of two.
+std::string experts_a_lane(int64_t experts) {
+  return std::to_string(std::bit_ceil(static_cast<uint64_t>(ceil_div(experts, 32))));
 }
+
+/// How tensor cores take a few tokens' products, if they do.
+struct FewTokens {
+  RowPart first; // gate and up
+  RowPart second; // an expert's down is one warp's
+  int64_t second_warps;
+  size_t first_shared;
+  size_t second_shared;
+  bool fits;
+
+  FewTokens(const Moe& moe, const Device& device)
+      : first(RowPart::of(moe.format, moe.width, moe.inner, RowPart::warps)),
+        second(RowPart::of(moe.format, moe.inner, moe.out_width, 1)),
+        second_warps(std::min(moe.chosen, RowPart::warps)),
+        first_shared(first.block_shared(2)),
+        second_shared(
+            static_cast<size_t>((18 * moe.chosen + 3) / 4 * 16) +
+            static_cast<size_t>(second_warps) * second.shared()) {
+    const Dot dot{moe.format};
+    fits = dot.takes(moe.dtype, moe.width) && dot.takes(moe.dtype, moe.inner) && first.fits() &&
+        second.fits() && first_shared <= device.shared_bytes &&
+        second_shared <= device.shared_bytes;
+  }
+};
 
 /// Memory after what the kernel has.
 Argument add_scratch(Kernel& kernel, size_t bytes) {
@@ -29,51 +53,45 @@ Argument add_scratch(Kernel& kernel, size_t bytes) {
   return scratch(at);
 }
 
-void push_few(Kernel& kernel, const Moe& moe, const Device& device) {
+/// With `choice`, the experts are chosen from its logits.
+void push_few(Kernel& kernel, const Moe& moe, const Choice* choice, const Device& device) {
   const Argument hidden = add_scratch(
       kernel, static_cast<size_t>(moe.tokens * moe.chosen * moe.inner) * size_of(moe.dtype));
-  const RowPart first_part = RowPart::of(moe.format, moe.width, moe.inner, RowPart::warps);
-  const RowPart second_part =
-      RowPart::of(moe.format, moe.inner, moe.out_width, 1); // an expert's down is one warp's
-  const int64_t second_warps = std::min(moe.chosen, RowPart::warps);
-  const size_t first_shared = first_part.block_shared(2);
-  const size_t second_shared = static_cast<size_t>((17 * moe.chosen + 3) / 4 * 16) +
-      static_cast<size_t>(second_warps) * second_part.shared();
-  const Dot dot{moe.format};
-  const bool on_tensor_cores = dot.takes(moe.dtype, moe.width) && dot.takes(moe.dtype, moe.inner) &&
-      first_part.fits() && second_part.fits() && first_shared <= device.shared_bytes &&
-      second_shared <= device.shared_bytes;
-  const int64_t tile = on_tensor_cores ? 16 : 8; // elements a block makes
+  const FewTokens few(moe, device);
+  const int64_t tile = few.fits ? 16 : 8; // elements a block makes
+  const int flags = flags_of(moe) | (choice && choice->normalize ? 32 : 0);
+  auto instance = [&](const char* name, const RowPart& part) {
+    const std::string types = text_of(moe.dtype) + ", " + text_of(moe.format);
+    return few.fits ? std::string(name) + "<" + types + ", " + part.text() + ", " +
+            (choice ? experts_a_lane(moe.experts) : "0") + ">"
+                    : std::string(name) + "_any<" + types + ">";
+  };
 
   Launch first;
   first.source = "moe.cuh";
-  first.kernel = instance("moe_gate_up", moe, on_tensor_cores ? &first_part : nullptr);
+  first.kernel = instance("moe_gate_up", few.first);
   first.grid = {
       static_cast<uint32_t>(moe.tokens * moe.chosen),
       static_cast<uint32_t>(ceil_div(moe.inner, tile)),
       1};
-  first.block[0] = static_cast<uint32_t>(32 * (on_tensor_cores ? first_part.shares : warps));
-  first.shared = on_tensor_cores ? first_shared : 0;
-  first.arguments = {moe.x, moe.indices};
+  first.block[0] = static_cast<uint32_t>(32 * (few.fits ? few.first.shares : warps));
+  first.shared = few.fits ? few.first_shared : 0;
+  first.arguments = {moe.x, choice ? choice->logits : moe.indices};
   push_weight(first.arguments, moe.format, moe.gate);
   push_weight(first.arguments, moe.format, moe.up);
   first.arguments.insert(
       first.arguments.end(),
-      {hidden,
-       i32(moe.width),
-       i32(moe.inner),
-       i32(moe.chosen),
-       i32(moe.experts),
-       i32(flags_of(moe))});
+      {hidden, i32(moe.width), i32(moe.inner), i32(moe.chosen), i32(moe.experts), i32(flags)});
 
   Launch second;
   second.source = "moe.cuh";
-  second.kernel = instance("moe_down", moe, on_tensor_cores ? &second_part : nullptr);
+  second.kernel = instance("moe_down", few.second);
   second.grid = {
       static_cast<uint32_t>(moe.tokens), static_cast<uint32_t>(ceil_div(moe.out_width, tile)), 1};
-  second.block[0] = static_cast<uint32_t>(32 * (on_tensor_cores ? second_warps : warps));
-  second.shared = on_tensor_cores ? second_shared : 0;
-  second.arguments = {hidden, moe.indices, moe.weights};
+  second.block[0] = static_cast<uint32_t>(32 * (few.fits ? few.second_warps : warps));
+  second.shared = few.fits ? few.second_shared : 0;
+  second.arguments = {
+      hidden, choice ? choice->logits : moe.indices, choice ? choice->logits : moe.weights};
   push_weight(second.arguments, moe.format, moe.down);
   second.arguments.insert(
       second.arguments.end(),
@@ -83,7 +101,7 @@ void push_few(Kernel& kernel, const Moe& moe, const Device& device) {
        i32(moe.out_width),
        i32(moe.chosen),
        i32(moe.experts),
-       i32(flags_of(moe))});
+       i32(flags)});
   kernel.launches.push_back(std::move(first));
   kernel.launches.push_back(std::move(second));
 }
@@ -159,48 +177,28 @@ void push_prompt(Kernel& kernel, const Moe& moe, const Device& device) {
   kernel.launches.push_back(std::move(combine));
 }
 
+bool is_prompt(const Moe& moe) {
+  return moe.tokens > few_rows && moe.experts <= Choice::max_experts &&
+      gemm_supports(moe.dtype, moe.format, moe.width) &&
+      gemm_supports(moe.dtype, moe.format, moe.inner);
+}
+
 } // namespace
 
 void push_router(Kernel& kernel, const Linear& router, const Choice& choice, const Device& device) {
-  const auto a_lane = std::bit_ceil(static_cast<uint64_t>(ceil_div(choice.experts, 32)));
-  if (auto part = row_part(router, device)) {
-    Launch launch;
-    launch.source = "choice.cuh";
-    launch.kernel = "route_row<" + text_of(router.dtype) + ", " + text_of(router.format) + ", " +
-        part->text() + (router.has_norm ? ", true, " : ", false, ") + std::to_string(a_lane) + ">";
-    launch.grid[0] = static_cast<uint32_t>(ceil_div(choice.experts, 16));
-    launch.block[0] = static_cast<uint32_t>(32 * part->shares);
-    launch.shared = part->block_shared(1);
-    const auto& output = router.outputs[0];
-    launch.arguments = {
-        router.x,
-        router.has_norm ? router.norm : router.x,
-        f32(router.eps),
-        i32(router.k),
-        router.has_norm ? router.normal : router.x,
-        output.codes,
-        output.scales,
-        output.biases,
-        choice.logits,
-        i32(choice.experts),
-        counter(),
-        choice.indices,
-        choice.weights,
-        i32(choice.k),
-        i32(choice.normalize)};
-    kernel.launches.push_back(std::move(launch));
-    return;
-  }
   push_linear(kernel, router, device);
+  constexpr int64_t tokens_a_block = 4; // a warp each
   Launch launch;
   launch.source = "choice.cuh";
-  launch.kernel = "choose_experts<" + text_of(choice.dtype) + ", " + std::to_string(a_lane) + ">";
-  launch.grid[0] = static_cast<uint32_t>(choice.tokens);
-  launch.block[0] = 128;
+  launch.kernel =
+      "choose_experts<" + text_of(choice.dtype) + ", " + experts_a_lane(choice.experts) + ">";
+  launch.grid[0] = static_cast<uint32_t>(ceil_div(choice.tokens, tokens_a_block));
+  launch.block[0] = 32 * tokens_a_block;
   launch.arguments = {
       choice.logits,
       choice.indices,
       choice.weights,
+      i32(choice.tokens),
       i32(choice.experts),
       i32(choice.k),
       i32(choice.normalize),
@@ -209,10 +207,21 @@ void push_router(Kernel& kernel, const Linear& router, const Choice& choice, con
 }
 
 void push_moe(Kernel& kernel, const Moe& moe, const Device& device) {
-  const bool is_prompt = moe.tokens > few_rows && moe.experts <= Choice::max_experts &&
-      gemm_supports(moe.dtype, moe.format, moe.width) &&
-      gemm_supports(moe.dtype, moe.format, moe.inner);
-  is_prompt ? push_prompt(kernel, moe, device) : push_few(kernel, moe, device);
+  is_prompt(moe) ? push_prompt(kernel, moe, device) : push_few(kernel, moe, nullptr, device);
+}
+
+void push_routed_moe(
+    Kernel& kernel,
+    const Linear& router,
+    const Choice& choice,
+    const Moe& moe,
+    const Device& device) {
+  if (is_prompt(moe) || !FewTokens(moe, device).fits) {
+    push_router(kernel, router, choice, device);
+    return push_moe(kernel, moe, device);
+  }
+  push_linear(kernel, router, device);
+  push_few(kernel, moe, &choice, device);
 }
 
 } // namespace zmlx::cuda

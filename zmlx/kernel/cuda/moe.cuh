@@ -2,13 +2,19 @@
 // one of its experts.
 #pragma once
 
+#include "zmlx/kernel/cuda/choice.cuh"
 #include "zmlx/kernel/cuda/row.cuh"
 
+namespace moe {
+inline constexpr int normalizes = 32; // of the flags besides those of linear: weights are divided by their sum
+}
+
 /// hidden [pairs, n] = silu(gate_e(x)) * up_e(x), e a pair's expert; a block 16 elements of one pair, its warps sharing k.
-template <typename T, typename W, int chunks, int slices, bool whole>
+/// Experts are named by `routing`, or with experts_a_lane that is the router's logits, and each warp chooses from them.
+template <typename T, typename W, int chunks, int slices, bool whole, int experts_a_lane>
 __global__ void __launch_bounds__(256, 2) moe_gate_up(
     Pointer x,
-    Pointer indices,
+    Pointer routing,
     Pointer gate_codes,
     Pointer gate_scales,
     Pointer gate_biases,
@@ -31,16 +37,28 @@ __global__ void __launch_bounds__(256, 2) moe_gate_up(
   // Not before the wait: moe_down counts on the router having ended when it starts.
   wait_for_predecessor();
   start_successor();
-  const int64_t named = indices.as<uint32_t>()[pair];
-  const bool valid = named < experts;
-  const int64_t expert = valid ? named : 0;
+  const int64_t token = pair / chosen;
+  const typename Part::Held held = Part::read(x.as<T>() + token * k, warp, warps, k);
+  bool valid = true;
+  int64_t expert = 0;
+  if constexpr (experts_a_lane > 0) {
+    Experts<T, experts_a_lane> left;
+    left.read(routing.as<T>() + token * experts, experts);
+#pragma unroll 1
+    for (int place = pair % chosen; place >= 0; --place) {
+      expert = left.take().expert;
+    }
+  } else {
+    expert = routing.as<uint32_t>()[pair];
+    valid = expert < experts;
+    expert = valid ? expert : 0;
+  }
   typename Part::Stream stream[2];
   stream[0].begin(weight_row<T, W>(gates, expert * n, k), row, n, k, warp, warps);
   stream[1].begin(weight_row<T, W>(ups, expert * n, k), row, n, k, warp, warps);
 
   float y[2];
-  row_products<Part, 2, false, T>(
-      y, stream, x.as<T>() + static_cast<int64_t>(pair / chosen) * k, {}, 0, k, nullptr);
+  row_products<Part, 2, false, T>(y, stream, held, {}, 0, k, nullptr);
   const int i = static_cast<int>(threadIdx.x);
   if (i < 16 && row + i < n) {
     const float value = valid ? linear::swiglu<T>(y[0], y[1], flags) : bits_to_float(0x7FC00000u);
@@ -49,12 +67,12 @@ __global__ void __launch_bounds__(256, 2) moe_gate_up(
 }
 
 /// out [tokens, n] = sum over a token's pairs of weight * down_e(hidden), and the residual; a block 16 elements of one token, a
-/// warp an expert at a time. Reads indices, weights and the residual before the wait: moe_gate_up, its predecessor, has waited
-/// for all that came before it.
-template <typename T, typename W, int chunks, int slices, bool whole>
+/// warp an expert at a time. Routing is as in moe_gate_up; `weights` are the experts' when they are named. Reads them and the
+/// residual before the wait: moe_gate_up, its predecessor, has waited for all that came before it.
+template <typename T, typename W, int chunks, int slices, bool whole, int experts_a_lane>
 __global__ void __launch_bounds__(256, 2) moe_down(
     Pointer hidden,
-    Pointer indices,
+    Pointer routing,
     Pointer weights,
     Pointer codes,
     Pointer scales,
@@ -70,27 +88,48 @@ __global__ void __launch_bounds__(256, 2) moe_down(
   const int warps = static_cast<int>(blockDim.x) / 32;
   const int row = static_cast<int>(blockIdx.y) * 16;
   const int64_t token = blockIdx.x;
-  const uint32_t* mine = indices.as<uint32_t>() + token * chosen;
   const Weight all = weight_at(codes, scales, biases);
-  auto weight_of = [&](int j) {
-    const int64_t named = mine[j];
+  float* shares = reinterpret_cast<float*>(dynamic_shared()); // an expert
+  auto* names = reinterpret_cast<uint32_t*>(shares + chosen); // an expert; each is one warp's
+  float* sums = shares + 2 * chosen; // 16 an expert
+  const int i = static_cast<int>(threadIdx.x);
+  int j = warp_index(); // no more warps than experts
+  if constexpr (experts_a_lane > 0) {
+    const float divisor = choose<T, experts_a_lane>(
+        routing.as<T>() + token * experts,
+        experts,
+        chosen,
+        (flags & moe::normalizes) != 0,
+        (flags & linear::rounds) != 0,
+        [&](int place, int expert, float weight) {
+          if (place % warps == j && lane_index() == 0) {
+            names[place] = static_cast<uint32_t>(expert);
+          }
+          if (j == 0 && lane_index() == place % 32) {
+            shares[place] = weight;
+          }
+        });
+    for (int e = i; j == 0 && e < chosen; e += 32) {
+      shares[e] = to_float(from_float<T>(shares[e] / divisor));
+    }
+    sync_warp();
+  } else {
+    for (int e = i; e < chosen; e += static_cast<int>(blockDim.x)) {
+      shares[e] = to_float(weights.as<T>()[token * chosen + e]);
+    }
+  }
+  auto weight_of = [&](int place) {
+    const int64_t named = experts_a_lane > 0 ? names[place] : routing.as<uint32_t>()[token * chosen + place];
     return weight_row<T, W>(all, (named < experts ? named : 0) * n, k);
   };
-  int j = warp_index(); // no more warps than experts
   typename Part::Stream stream[1];
   stream[0].begin(weight_of(j), row, n, k, 0, 1);
-  float* shares = reinterpret_cast<float*>(dynamic_shared()); // an expert
-  float* sums = shares + chosen; // 16 an expert
-  uint8_t* own = dynamic_shared() + (17 * chosen + 3) / 4 * 16 + j * Part::shared_bytes;
-  const int i = static_cast<int>(threadIdx.x);
-  for (int e = i; e < chosen; e += static_cast<int>(blockDim.x)) {
-    shares[e] = to_float(weights.as<T>()[token * chosen + e]);
-  }
+  uint8_t* own = dynamic_shared() + (18 * chosen + 3) / 4 * 16 + j * Part::shared_bytes;
   const int64_t place = token * n + row + i;
   const bool is_mine = i < 16 && row + i < n; // the element that this thread finishes
   const float more = is_mine && flags & linear::has_residual ? to_float(residual.as<T>()[place]) : 0.0f;
-  start_successor();
   wait_for_predecessor();
+  start_successor();
 
 #pragma unroll 1
   for (; j < chosen; j += warps) {

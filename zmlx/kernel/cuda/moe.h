@@ -18,7 +18,7 @@ struct Choice {
   bool normalize = false;
   bool exact = false; // rounds the sum
 };
-/// The router's logits (its one output, choice.logits) and the choice: one launch for one token.
+/// The router's logits (its one output, choice.logits) and the choice.
 void push_router(Kernel& kernel, const Linear& router, const Choice& choice, const Device& device);
 
 /// sum over j of weights[., j] * down_e(silu(gate_e(x)) * up_e(x)), e = indices[., j].
@@ -45,5 +45,14 @@ struct Moe {
 /// Appends the launches, and what scratch they need to what `kernel` has. Prompts do not round
 /// between steps.
 void push_moe(Kernel& kernel, const Moe& moe, const Device& device);
+/// The router, and the experts that it chooses, whose indices and weights `moe` reads where
+/// `choice` has them. For few tokens the experts' launches choose for themselves, and those stay
+/// unwritten.
+void push_routed_moe(
+    Kernel& kernel,
+    const Linear& router,
+    const Choice& choice,
+    const Moe& moe,
+    const Device& device);
 
 } // namespace zmlx::cuda

@@ -296,20 +296,19 @@ struct RowPart {
   }
 };
 
-/// After the wait: x [k], normalised if `norm` (with its weights in norm_weight), times the streams' 16 rows each; thread i < 16
+/// After the wait: a row of which this warp holds its part, normalised if `norm` (with its weights in norm_weight), times the streams' 16 rows each; thread i < 16
 /// gets the products with row i. A normalised x goes to `normal` if that is set. Blocks have up to 8 warps, which share k.
 template <typename Part, int weights, bool norm, typename T>
 ZMLX_DEVICE void row_products(
     float (&y)[weights],
     typename Part::Stream (&streams)[weights],
-    const T* x,
+    typename Part::Held held,
     const typename Part::Held& norm_weight,
     float eps,
     int k,
     T* normal) {
   const int warp = warp_index();
   const int warps = static_cast<int>(blockDim.x) / 32;
-  typename Part::Held held = Part::read(x, warp, warps, k);
   float* squares = reinterpret_cast<float*>(dynamic_shared()); // 8, then sums of products: 16 a warp and weight
   float* sums = squares + 8;
   uint8_t* own = reinterpret_cast<uint8_t*>(sums + 16 * weights * warps) + warp * Part::shared_bytes;
@@ -408,8 +407,8 @@ __global__ void __launch_bounds__(256, 2) row_linear(
   if constexpr (flags & linear::has_norm) {
     norm_weight = Part::read(norm.as<T>(), warp, warps, k);
   }
-  start_successor();
   wait_for_predecessor();
+  start_successor(); // not before: its loads would come before those that this launch's predecessor waits for
 
   const int i = static_cast<int>(threadIdx.x); // the product that this thread finishes, of 16
   const bool is_mine = i < 16 && row + i < n;
@@ -419,7 +418,13 @@ __global__ void __launch_bounds__(256, 2) row_linear(
   }
   float y[weights];
   row_products<Part, weights, (flags & linear::has_norm) != 0, T>(
-      y, stream, x.as<T>(), norm_weight, eps, k, flags & linear::has_normal && blockIdx.x == 0 ? normal.as<T>() : nullptr);
+      y,
+      stream,
+      Part::read(x.as<T>(), warp, warps, k),
+      norm_weight,
+      eps,
+      k,
+      flags & linear::has_normal && blockIdx.x == 0 ? normal.as<T>() : nullptr);
   if (is_mine) {
     float result = y[0];
     if constexpr (pair) {

@@ -18,7 +18,7 @@ constexpr size_t shared_without_asking = 48 * 1024;
 // Of what L1 and shared memory have together. Left to itself the driver gives kernels that need
 // little more than this, and a decode step that the rest of it, as L1, would have served takes a
 // quarter longer.
-constexpr int shared_percent = 40;
+constexpr int shared_percent = 60;
 constexpr int as_the_driver_likes = -1;
 
 using Source = std::pair<std::string, const std::string*>; // file, and the text behind it
