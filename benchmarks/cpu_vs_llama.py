@@ -220,11 +220,16 @@ def run_zmlx(folder: Path, threads: int, work: argparse.Namespace) -> dict[str, 
 
 
 def worker(settings: dict[str, Any]) -> dict[str, Any]:
-    """One round of a patched model: rates as `run_llama` gives them, and what the plan moves."""
+    """One round of a patched model: rates as `run_llama` gives them, and what the plan moves.
+
+    With decode at depth 0, also the share that its bytes a second are of what reading alone
+    gives, measured before and after it.
+    """
     import mlx.core as mx
     import mlx_lm
     from mlx_lm.models.cache import make_prompt_cache
 
+    from zmlx import _ext, doctor
     from zmlx.patch import patch
 
     mx.set_default_device(mx.cpu)
@@ -232,6 +237,10 @@ def worker(settings: dict[str, Any]) -> dict[str, Any]:
     patch(model, activations=settings["activations"])
     vocabulary = model.args.vocab_size
     rates = {}
+    reads = []  # bytes a second
+
+    def read() -> None:
+        reads.append(_ext.read_bandwidth(doctor.READ_BYTES, doctor.READ_PASSES))
 
     def fill(cache: list[Any], count: int) -> None:
         tokens = mx.random.randint(0, vocabulary, (1, count))
@@ -249,6 +258,8 @@ def worker(settings: dict[str, Any]) -> dict[str, Any]:
         for start in range(0, depth, 2048):
             fill(cache, min(2048, depth - start))
         token = mx.array([[1]])
+        if depth == 0:
+            read()
         for timed in (False, True):
             count = settings["tokens"] if timed else 8
             start = time.perf_counter()
@@ -260,9 +271,13 @@ def worker(settings: dict[str, Any]) -> dict[str, Any]:
             mx.eval(token)
             if timed:
                 rates[f"decode at {depth}"] = count / (time.perf_counter() - start)
+        if depth == 0:
+            read()
+    moved = model.zmlx.bytes_per_token
     return {
         "rates": rates,
-        "bytes_per_token": model.zmlx.bytes_per_token,
+        "bytes_per_token": moved,
+        "share_of_read": moved * rates["decode at 0"] / statistics.mean(reads) if reads else None,
         "patch_seconds": model.zmlx.seconds,
         "stock_calls": dict(model.zmlx.stock_calls),
     }
@@ -335,9 +350,11 @@ def main() -> None:
         for what, row in kept["rates"].items():
             for side in sides:
                 sides[side][what] = row[side]["values"]
+        shares = kept.get("share_of_read", {}).get("values", [])
         for _ in range(options.rounds):
             own = run_zmlx(Path(folder), threads, options)
             peer = run_llama(program, gguf_file, threads, options)
+            shares += [own["share_of_read"]] if own["share_of_read"] else []
             for side, rates in (("zmlx", own["rates"]), ("llama.cpp", peer)):
                 for what, rate in rates.items():
                     sides[side].setdefault(what, []).append(rate)
@@ -356,6 +373,9 @@ def main() -> None:
             "patch_seconds": own["patch_seconds"],
             "rates": rows,
         }
+        if shares:
+            share = result["threads"][str(threads)]["share_of_read"] = spread(shares)
+            print(f"{threads} threads  decode at 0 reads at {share['median']:.0%} of reading alone")
         if options.json:
             write_json(options.json, result)
 

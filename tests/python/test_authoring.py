@@ -30,7 +30,7 @@ UNARY = {
 
 
 class Bounded:
-    """A float64 value and a bound of what float32 arithmetic may be off by, followed through an expression."""
+    """A float64 value, and a bound of what float32 arithmetic may be off by on the way to it."""
 
     def __init__(self, value, error=0.0):
         self.value, self.error = value, error
@@ -62,7 +62,7 @@ class Bounded:
 
     @staticmethod
     def unary(name: str):
-        """The function of that name: all but sin and cos, whose slope is at most 1, and abs are monotonic."""
+        """The function of that name: monotonic, or as sin, cos and abs of slope 1 at most."""
         function = UNARY[name]
 
         def apply(x) -> Bounded:
