@@ -210,14 +210,22 @@ def test_ctrl_c_ends_the_command_with_130_and_a_valid_incomplete_file(tmp_path):
     command = [sys.executable, "-m", "zmlx", "bench", "inference", "--model", "tiny-moe"]
     command += ["--null-run", "--runs", "2000", "--prompt-tokens", "4", "--max-tokens", "20"]
     process = subprocess.Popen(
-        [*command, "--json", str(out)], env=os.environ, stderr=subprocess.PIPE, text=True
+        [*command, "--json", str(out)],
+        env=os.environ,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs, as these tests may be, ignore the signal.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    for _ in range(600):
-        if out.exists():
-            break
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    try:
+        for _ in range(600):
+            if out.exists():
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "zmlx: error: interrupted." in errors
     assert "marked incomplete" in errors
