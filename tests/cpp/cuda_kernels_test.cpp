@@ -49,7 +49,7 @@ std::vector<Example> examples() {
   std::vector<Example> list;
   for (auto* op : all_ops()) {
     for (auto& example : op->cases) {
-      for (auto dtype : {mx::bfloat16, mx::float32}) {
+      for (auto dtype : {mx::bfloat16, mx::float16, mx::float32}) {
         auto inputs = example.inputs(dtype);
         auto in = types_of(inputs);
         auto out = op->types(in, example.attrs);
