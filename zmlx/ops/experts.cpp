@@ -249,6 +249,22 @@ experts_traffic(const Types& in, const Types& out, size_t first, size_t last, co
   return bytes;
 }
 
+void push_random_experts(
+    Arrays& in,
+    const mx::Shape& x,
+    int experts,
+    int inner,
+    const WeightKind& kind,
+    bool residual,
+    mx::Dtype dtype) {
+  push_random_weight(in, {experts, inner, x.back()}, kind, dtype, 3);
+  push_random_weight(in, {experts, inner, x.back()}, kind, dtype, 4);
+  push_random_weight(in, {experts, x.back(), inner}, kind, dtype, 5);
+  if (residual) {
+    in.push_back(random_case(x, dtype, 6));
+  }
+}
+
 Arrays random_routing(mx::Shape x, int experts, int chosen, mx::Dtype dtype) {
   auto shape = x;
   shape.back() = experts;

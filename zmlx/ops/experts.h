@@ -107,6 +107,17 @@ struct ExpertSum {
 size_t
 experts_traffic(const Types& in, const Types& out, size_t first, size_t last, const Type& indices);
 
+/// Adds gate and up [experts, inner, width], down [experts, width, inner] and, if there is one, the
+/// residual, shaped as x [.., width], for cases.
+void push_random_experts(
+    Arrays& in,
+    const mx::Shape& x,
+    int experts,
+    int inner,
+    const WeightKind& kind,
+    bool residual,
+    mx::Dtype dtype);
+
 /// Inputs x, the indices of `chosen` different experts and their weights, for cases.
 Arrays random_routing(mx::Shape x, int experts, int chosen, mx::Dtype dtype);
 

@@ -236,12 +236,7 @@ Case example(std::string label, mx::Shape x, int experts, int inner, const Attrs
         } else {
           in.push_back(rows);
         }
-        push_random_weight(in, {experts, inner, width}, op.kind, dtype, 3);
-        push_random_weight(in, {experts, inner, width}, op.kind, dtype, 4);
-        push_random_weight(in, {experts, width, inner}, op.kind, dtype, 5);
-        if (op.residual) {
-          in.push_back(random_case(x, dtype, 6));
-        }
+        push_random_experts(in, x, experts, inner, op.kind, op.residual, dtype);
         return in;
       },
       attrs};

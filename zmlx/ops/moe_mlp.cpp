@@ -196,12 +196,7 @@ Case example(std::string label, mx::Shape x, int experts, int chosen, int inner,
       [=](mx::Dtype dtype) {
         auto op = settings(attrs);
         Arrays in = random_routing(x, experts, chosen, dtype);
-        push_random_weight(in, {experts, inner, x.back()}, op.kind, dtype, 3);
-        push_random_weight(in, {experts, inner, x.back()}, op.kind, dtype, 4);
-        push_random_weight(in, {experts, x.back(), inner}, op.kind, dtype, 5);
-        if (op.residual) {
-          in.push_back(random_case(x, dtype, 6));
-        }
+        push_random_experts(in, x, experts, inner, op.kind, op.residual, dtype);
         return in;
       },
       attrs};

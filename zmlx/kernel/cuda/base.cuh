@@ -237,12 +237,6 @@ ZMLX_DEVICE float load_fresh(const float* p) {
 ZMLX_DEVICE uint4 load_fresh(const uint4* p) {
   return __ldcg(p);
 }
-ZMLX_DEVICE bf16 load_fresh(const bf16* p) {
-  return {__ldcg(&p->bits)};
-}
-ZMLX_DEVICE f16 load_fresh(const f16* p) {
-  return {__ldcg(&p->bits)};
-}
 
 /// Copies 16 bytes from global to shared memory without waiting; zeros where `valid` is not set.
 ZMLX_DEVICE void copy_async16(void* shared, const void* global, bool valid = true) {

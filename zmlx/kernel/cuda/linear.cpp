@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <optional>
 
 #include "zmlx/kernel/cuda/dot.h"
 #include "zmlx/kernel/cuda/gemm.h"
@@ -168,14 +169,7 @@ void push_prompt(Kernel& kernel, const Linear& linear, const Device& device) {
   }
 }
 
-} // namespace
-
-LinearOutput linear_output(WeightFormat format, int at, Argument out, int64_t n) {
-  std::vector<Argument> arrays;
-  push_weight(arrays, format, at);
-  return {arrays[0], arrays[1], arrays[2], arrays[0], out, n};
-}
-
+/// How warps share the one row of activations, if the kernels for one row take it.
 std::optional<RowPart> row_part(const Linear& linear, const Device& device) {
   int64_t unit = 0; // that all outputs are multiples of
   for (auto& output : linear.outputs) {
@@ -186,6 +180,14 @@ std::optional<RowPart> row_part(const Linear& linear, const Device& device) {
       Dot{linear.format, 1}.takes(linear.dtype, linear.k) && part.fits() &&
       part.block_shared(linear.pair ? 2 : 1) <= device.shared_bytes;
   return takes ? std::optional(part) : std::nullopt;
+}
+
+} // namespace
+
+LinearOutput linear_output(WeightFormat format, int at, Argument out, int64_t n) {
+  std::vector<Argument> arrays;
+  push_weight(arrays, format, at);
+  return {arrays[0], arrays[1], arrays[2], arrays[0], out, n};
 }
 
 void push_linear(Kernel& kernel, const Linear& linear, const Device& device) {

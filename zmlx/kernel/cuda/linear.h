@@ -1,10 +1,9 @@
 // zmlx/kernel/cuda/linear.h: launches for linear layers, alone and as a gated pair.
 #pragma once
 
-#include <optional>
 #include <vector>
 
-#include "zmlx/kernel/cuda/dot.h"
+#include "zmlx/kernel/cuda/weights.h"
 
 namespace zmlx::cuda {
 
@@ -47,9 +46,6 @@ inline constexpr int64_t few_rows = 16;
 
 /// Appends the launches, and what scratch they need to what `kernel` has. Prompts do not round
 /// between additions.
-/// How warps share the one row of activations, if the kernels for one row take it.
-std::optional<RowPart> row_part(const Linear& linear, const Device& device);
-
 void push_linear(Kernel& kernel, const Linear& linear, const Device& device);
 
 } // namespace zmlx::cuda

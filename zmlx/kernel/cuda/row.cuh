@@ -296,8 +296,9 @@ struct RowPart {
   }
 };
 
-/// After the wait: a row of which this warp holds its part, normalised if `norm` (with its weights in norm_weight), times the streams' 16 rows each; thread i < 16
-/// gets the products with row i. A normalised x goes to `normal` if that is set. Blocks have up to 8 warps, which share k.
+/// After the wait: a row of k elements, of which each of up to 8 warps holds its part, normalised if `norm` (with its weights in
+/// norm_weight), times the streams' 16 rows each; thread i < 16 gets the products with row i. A normalised row goes to `normal`
+/// if that is set.
 template <typename Part, int weights, bool norm, typename T>
 ZMLX_DEVICE void row_products(
     float (&y)[weights],
