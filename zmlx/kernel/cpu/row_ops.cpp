@@ -198,7 +198,7 @@ HWY_INLINE Floats prefix_sums(Floats v) {
   v = hn::Add(v, hn::ShiftLeftLanes<2>(F32(), v));
   const Floats last = hn::Broadcast<3>(v);
   return hn::Add(v, hn::ConcatLowerLower(F32(), last, hn::Zero(F32())));
-#elif HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+#elif HWY_TARGET == HWY_AVX3
   const __m512i zero = _mm512_setzero_si512();
   auto add_from = [&]<int distance>() HWY_ATTR {
     const __m512i shifted = _mm512_alignr_epi32(_mm512_castps_si512(v.raw), zero, 16 - distance);
@@ -224,7 +224,7 @@ HWY_INLINE Floats prefix_sums(Floats v) {
 HWY_INLINE Floats last_lane(Floats v) {
 #if HWY_TARGET == HWY_AVX2
   return hn::Broadcast<3>(hn::ConcatUpperUpper(F32(), v, v));
-#elif HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+#elif HWY_TARGET == HWY_AVX3
   return Floats{_mm512_permutexvar_ps(_mm512_set1_epi32(15), v.raw)};
 #else
   return hn::Set(F32(), hn::ExtractLane(v, lanes() - 1));

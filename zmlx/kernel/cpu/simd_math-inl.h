@@ -23,7 +23,7 @@ using F32 = hn::ScalableTag<float>;
 using Floats = hn::Vec<F32>;
 
 // Vector registers that a block of accumulators may fill.
-#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL || HWY_ARCH_ARM_A64
+#if HWY_TARGET == HWY_AVX3 || HWY_ARCH_ARM_A64
 inline constexpr int registers = 32;
 #else
 inline constexpr int registers = 16;

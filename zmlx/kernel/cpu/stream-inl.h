@@ -20,7 +20,7 @@ HWY_BEFORE_NAMESPACE();
 namespace zmlx::HWY_NAMESPACE {
 
 // Instructions that split a number into 2^n and the rest, and put it together again.
-#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+#if HWY_TARGET == HWY_AVX3
 #define ZMLX_HAS_SCALEF 1
 #else
 #define ZMLX_HAS_SCALEF 0
