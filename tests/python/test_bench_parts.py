@@ -96,16 +96,24 @@ def test_the_environment_keeps_what_can_change_a_figure_and_nothing_else():
 
 
 def test_the_peak_of_resident_memory_can_be_started_anew():
-    if machine.peak_resident_bytes() is None:
-        pytest.skip("this system does not tell a process's peak")
-    machine.reset_peak_resident()
-    before = machine.peak_resident_bytes()
+    resident = machine.ResidentPeak()
+    before = resident.bytes()
+    if before is None:
+        pytest.skip("this system does not tell a process's peak, or cannot start a new one")
     block = bytearray(b"x" * (64 << 20))
-    peak = machine.peak_resident_bytes()
+    peak = resident.bytes()
     del block
     assert peak >= before + (60 << 20)
-    machine.reset_peak_resident()
-    assert machine.peak_resident_bytes() < peak
+    assert machine.ResidentPeak().bytes() < peak
+
+
+def test_a_peak_from_before_is_not_told(monkeypatch):
+    peaks = {"VmHWM": 5 << 30, "VmRSS": 1 << 30}
+    monkeypatch.setattr(machine, "_status_bytes", peaks.get)
+    monkeypatch.setattr(machine.Path, "write_text", lambda *_: None)
+    assert machine.ResidentPeak().bytes() is None
+    peaks["VmRSS"] = peaks["VmHWM"]
+    assert machine.ResidentPeak().bytes() == 5 << 30
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):

@@ -239,7 +239,7 @@ def generate(
     gc.collect()
     mx.clear_cache()
     mx.reset_peak_memory()
-    machine.reset_peak_resident()
+    resident = machine.ResidentPeak()
     times: list[float] = []
     tokens: list[int] = []
     top: list[list[tuple[int, float]]] = []
@@ -267,7 +267,7 @@ def generate(
         "mlx_lm_prompt_tps": response.prompt_tps,
         "mlx_lm_generation_tps": response.generation_tps,
         "peak_memory_bytes": mx.get_peak_memory(),
-        "peak_resident_bytes": machine.peak_resident_bytes(),
+        "peak_resident_bytes": resident.bytes(),
         "tokens": tokens,
     }
     return figures, top
@@ -364,7 +364,7 @@ class Benchmark:
         if variant == "patched" and not self.patched:
             self.progress("patching", self.done, self.total)
             mx.reset_peak_memory()
-            machine.reset_peak_resident()
+            resident = machine.ResidentPeak()
             start = time.perf_counter()
             self.patcher.patch(model)
             seconds = time.perf_counter() - start
@@ -373,7 +373,7 @@ class Benchmark:
             start = time.perf_counter()
             peaks = {
                 "peak_memory_bytes": mx.get_peak_memory(),
-                "peak_resident_bytes": machine.peak_resident_bytes(),
+                "peak_resident_bytes": resident.bytes(),
             }
             generate(
                 model, tokenizer, Share(patched.prompt, min(WARM_UP_TOKENS, patched.max_tokens))

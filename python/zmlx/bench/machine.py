@@ -86,15 +86,23 @@ def commit() -> dict[str, Any] | None:
         return None
 
 
-def reset_peak_resident() -> None:
-    """Starts a new peak for `peak_resident_bytes`, where the system can (Linux)."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+class ResidentPeak:
+    """The process's largest resident set since this object was made: MLX's buffers and everything
+    else.
+    """
 
+    # What the process may grow by between the reset and the look at it.
+    TOLERANCE = 16 << 20
 
-def peak_resident_bytes() -> int | None:
-    """The process's largest resident set since the reset: MLX's buffers and everything else."""
-    return _status_bytes("VmHWM")
+    def __init__(self) -> None:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+        peak, now = _status_bytes("VmHWM"), _status_bytes("VmRSS")
+        self._is_new = peak is not None and now is not None and peak <= now + self.TOLERANCE
+
+    def bytes(self) -> int | None:
+        """None where the system tells no peak, or goes on with an older one (some containers)."""
+        return _status_bytes("VmHWM") if self._is_new else None
 
 
 def _status_bytes(field: str) -> int | None:
