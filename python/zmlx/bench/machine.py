@@ -86,6 +86,11 @@ def commit() -> dict[str, Any] | None:
         return None
 
 
+def resident_bytes() -> int | None:
+    """The process's resident set now; None where the system does not tell it."""
+    return _status_bytes("VmRSS")
+
+
 class ResidentPeak:
     """The process's largest resident set since this object was made: MLX's buffers and everything
     else.
@@ -97,7 +102,7 @@ class ResidentPeak:
     def __init__(self) -> None:
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
-        peak, now = _status_bytes("VmHWM"), _status_bytes("VmRSS")
+        peak, now = _status_bytes("VmHWM"), resident_bytes()
         self._is_new = peak is not None and now is not None and peak <= now + self.TOLERANCE
 
     def bytes(self) -> int | None:
