@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # benchmarks/gpu/run.sh: from a bundle (bundle.sh) to results, on a bare GPU machine: builds, tests, measures.
 #
-#   run.sh BUNDLE RESULTS [tests] [suite] [sanitize] [inference] [micro]        (by default tests, inference and micro)
+#   run.sh BUNDLE RESULTS [tests] [suite] [sanitize] [inference] [memory] [micro]        (by default tests, inference and micro)
 #
 # tests: a patched model on the GPU, and every op's CUDA kernel. suite: all C++ and Python tests. sanitize: compute-sanitizer
 # (memcheck, racecheck, initcheck) over the ops' kernels. inference: stock, patched and, if the bundle has its sources, llama.cpp
-# in one run. micro: single ops. Everything is installed under $ZMLX_GPU_ROOT (default /tmp/zmlx-gpu) and kept for the next call.
-# RESULTS gets one JSON file a benchmark, and logs. Ends with status 1 when tests failed, after all steps.
+# in one run. memory: whether it grows over 10,000 tokens. micro: single ops. Everything is installed under $ZMLX_GPU_ROOT
+# (default /tmp/zmlx-gpu) and kept for the next call. RESULTS gets one JSON file a benchmark, and logs. Ends with status 1 when tests failed, after all steps.
 set -euo pipefail
-bundle=$(cd "${1:?usage: run.sh BUNDLE RESULTS [tests] [suite] [sanitize] [inference] [micro]}" && pwd)
+bundle=$(cd "${1:?usage: run.sh BUNDLE RESULTS [tests] [suite] [sanitize] [inference] [memory] [micro]}" && pwd)
 mkdir -p "${2:?usage: run.sh BUNDLE RESULTS}"
 results=$(cd "$2" && pwd)
 shift 2
@@ -102,11 +102,14 @@ for step in "${steps[@]}"; do
       build_llama
       python3 benchmarks/gpu/inference.py --json "$results/gpu_inference.json" "${llama[@]}" 2>&1 | tee "$results/inference.log"
       ;;
+    memory)
+      check memory python3 benchmarks/gpu/memory.py --tokens 10000 --json "$results/gpu_memory.json"
+      ;;
     micro)
       python3 benchmarks/microbench.py --device gpu --json "$results/gpu_micro.json" 2>&1 | tee "$results/micro.log"
       ;;
     *)
-      echo "run.sh: unknown step '$step'; there are tests, suite, sanitize, inference and micro" >&2
+      echo "run.sh: unknown step '$step'; there are tests, suite, sanitize, inference, memory and micro" >&2
       exit 2
       ;;
   esac
