@@ -41,6 +41,19 @@ def device_memory_used() -> int | None:
     return int(text.split()[0]) << 20
 
 
+def header(program: str) -> dict[str, Any]:
+    """What a result says of where it comes from."""
+    if mx.default_device().type != mx.DeviceType.gpu:
+        raise SystemExit(f"{program} needs MLX with a GPU: pip install 'zmlx[cuda13]'")
+    return {
+        "command": " ".join(["python", f"benchmarks/gpu/{program}", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine.machine() | {"gpu": mx.device_info()["device_name"]},
+        "versions": machine.versions(),
+        "commit": machine.commit(),
+    }
+
+
 def prompt_of(tokens: int, vocabulary: int) -> list[int]:
     """The same tokens for every side."""
     key = mx.random.key(tokens)
@@ -134,8 +147,7 @@ def main() -> None:
     parser.add_argument("--llama-bench", nargs=2, metavar=("PROGRAM", "GGUF"))
     parser.add_argument("--json", type=Path, required=True)
     arguments = parser.parse_args()
-    if mx.default_device().type != mx.DeviceType.gpu:
-        raise SystemExit("inference.py needs MLX with a GPU: pip install 'zmlx[cuda13]'")
+    result = header("inference.py")
 
     start = time.perf_counter()
     model, tokenizer, config = presets.draw(
@@ -143,12 +155,7 @@ def main() -> None:
     )
     print(f"model drawn in {time.perf_counter() - start:.1f} s", flush=True)
     vocabulary = config["vocab_size"]
-    result = {
-        "command": " ".join(["python", "benchmarks/gpu/inference.py", *sys.argv[1:]]),
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": machine.machine() | {"gpu": mx.device_info()["device_name"]},
-        "versions": machine.versions(),
-        "commit": machine.commit(),
+    result |= {
         "model": arguments.model,
         "config": config,
         "rows": [],

@@ -14,8 +14,10 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
+from inference import header
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 
@@ -25,7 +27,7 @@ from zmlx.files import write_json
 from zmlx.patch import patch
 
 
-def measure(model_name: str, tokens: int, every: int) -> dict:
+def measure(model_name: str, tokens: int, every: int) -> dict[str, Any]:
     model, _, _ = presets.draw(presets.Settings(model_name))
     patch(model)
     if not model.zmlx.patched:
@@ -56,17 +58,10 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=10000)
     parser.add_argument("--every", type=int, default=1000)
     parser.add_argument("--bound", type=int, default=16 << 20)
-    parser.add_argument("--device", choices=["gpu", "cpu"], default="gpu")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    mx.set_default_device(getattr(mx, arguments.device))
-    result = {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "machine": machine.machine(),
-        "versions": machine.versions(),
-        "model": arguments.model,
-        **measure(arguments.model, arguments.tokens, arguments.every),
-    }
+    result = header("memory.py") | {"model": arguments.model}
+    result |= measure(arguments.model, arguments.tokens, arguments.every)
     if arguments.json:
         write_json(arguments.json, result)
     first, *rest = result["rows"]

@@ -6,7 +6,8 @@
 # tests: a patched model on the GPU, and every op's CUDA kernel. suite: all C++ and Python tests. sanitize: compute-sanitizer
 # (memcheck, racecheck, initcheck) over the ops' kernels. inference: stock, patched and, if the bundle has its sources, llama.cpp
 # in one run. memory: whether it grows over 10,000 tokens. micro: single ops. Everything is installed under $ZMLX_GPU_ROOT
-# (default /tmp/zmlx-gpu) and kept for the next call. RESULTS gets one JSON file a benchmark, and logs. Ends with status 1 when tests failed, after all steps.
+# (default /tmp/zmlx-gpu) and kept for the next call. RESULTS gets one JSON file a benchmark, and logs. Ends with status 1
+# when tests failed, after all steps.
 set -euo pipefail
 bundle=$(cd "${1:?usage: run.sh BUNDLE RESULTS [tests] [suite] [sanitize] [inference] [memory] [micro]}" && pwd)
 mkdir -p "${2:?usage: run.sh BUNDLE RESULTS}"
